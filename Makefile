@@ -1,0 +1,51 @@
+# One command each; every target does its own set-up. `make help` lists them.
+#
+#   PYTHON=/path/to/python3   the interpreter for .venv (3.11 or newer)
+#   NGINX_BUILDS=DIR          use DIR/VERSION/sbin/nginx instead of building nginx from Debian's sources
+#   PYTEST_ARGS="-k upgrade"  more arguments for pytest
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help venv nginx check test demo run bench clean
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+help:
+	@echo 'make test    everything CI runs: style, types, tests on real nginx'
+	@echo 'make demo    a live nginx is upgraded, then four bad builds are rolled back (about 30 s)'
+	@echo 'make run     the supervisor in the foreground with a sample site, to try things by hand'
+	@echo 'make bench   what the supervisor adds to the time of an upgrade'
+	@echo 'make check   ruff and mypy only'
+	@echo 'make venv    the virtual environment;  make nginx: the nginx builds (both done by the others)'
+	@echo 'make clean   removes .venv and tool caches; the nginx builds stay in the cache folder'
+
+venv: $(STAMP)
+
+$(STAMP): pyproject.toml tools/make_venv.sh
+	@tools/make_venv.sh
+
+nginx: $(STAMP)
+	@$(PY) tools/build_nginx.py
+
+check: $(STAMP)
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
+
+test: check nginx
+	@$(VENV)/bin/pytest $(PYTEST_ARGS)
+
+demo: nginx
+	@$(PY) tools/demo.py
+
+run: nginx
+	@$(PY) tools/sample.py
+
+bench: nginx
+	@$(PY) bench/upgrade_overhead.py
+
+clean:
+	@rm -rf $(VENV) .venv.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
