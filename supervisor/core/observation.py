@@ -1,0 +1,31 @@
+"""What one probe saw, as a value.
+
+A failed probe is not an exception: it is evidence, and evidence has an origin. An observation
+names the generation (and where it could be known, the worker) that produced the answer. One that
+cannot be attributed is INCONCLUSIVE and never counts as a pass for a candidate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Outcome(Enum):
+    """Result of one probe."""
+
+    PASS = "pass"  # noqa: S105 - a verdict, not a password
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """One result of one probe; `generation` is None where the answer could not be attributed."""
+
+    probe: str
+    outcome: Outcome
+    detail: str  # at most 512 bytes, for people
+    latency: float  # seconds from the first byte sent to the end of the answer
+    generation: int | None
+    worker_pid: int | None = None
