@@ -1,0 +1,1 @@
+"""Development tools: nginx builds, bad candidates, the demo. Nothing here is installed."""
