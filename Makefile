@@ -22,12 +22,13 @@ help:
 	@echo 'make clean   removes .venv and tool caches; the nginx builds stay in the cache folder'
 
 venv: $(STAMP)
+	@:
 
 $(STAMP): pyproject.toml tools/make_venv.sh
 	@tools/make_venv.sh
 
 nginx: $(STAMP)
-	@$(PY) tools/build_nginx.py
+	@$(PY) -m tools.build_nginx
 
 check: $(STAMP)
 	@$(PY) -m ruff check .
@@ -38,13 +39,13 @@ test: check nginx
 	@$(VENV)/bin/pytest $(PYTEST_ARGS)
 
 demo: nginx
-	@$(PY) tools/demo.py
+	@$(PY) -m tools.demo
 
 run: nginx
-	@$(PY) tools/sample.py
+	@$(PY) -m tools.sample
 
 bench: nginx
-	@$(PY) bench/upgrade_overhead.py
+	@$(PY) -m bench.upgrade_overhead
 
 clean:
 	@rm -rf $(VENV) .venv.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist

@@ -79,7 +79,14 @@ def machine_mirrors() -> Mirrors:
 
 def _machine_sources() -> Iterator[Source]:
     shown = subprocess.run(
-        ["apt-config", "shell", "LIST", "Dir::Etc::sourcelist/f", "PARTS", "Dir::Etc::sourceparts/d"],
+        [
+            "apt-config",
+            "shell",
+            "LIST",
+            "Dir::Etc::sourcelist/f",
+            "PARTS",
+            "Dir::Etc::sourceparts/d",
+        ],
         check=True,
         capture_output=True,
         text=True,
@@ -103,11 +110,15 @@ def _machine_sources() -> Iterator[Source]:
 def parse_one_line(text: str) -> Iterator[Source]:
     """Sources of the form `deb [options] uri suite component...`."""
     for line in text.splitlines():
-        match = re.match(r"deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<rest>\S.*)", line.partition("#")[0])
+        match = re.match(
+            r"deb\s+(?:\[(?P<options>[^]]*)\]\s+)?(?P<rest>\S.*)", line.partition("#")[0]
+        )
         if match is None:
             continue
         uri, *words = match["rest"].split()
-        options = dict(word.split("=", 1) for word in (match["options"] or "").split() if "=" in word)
+        options = dict(
+            word.split("=", 1) for word in (match["options"] or "").split() if "=" in word
+        )
         if words and not uri.startswith("cdrom:"):
             yield Source(
                 uri=uri,
@@ -133,7 +144,14 @@ def parse_deb822(text: str) -> Iterator[Source]:
                 fields[key] = value.strip()
         if "deb" not in fields.get("types", "").split():
             continue
-        if fields.get("enabled", "yes").lower() in {"no", "false", "0", "off", "without", "disable"}:
+        if fields.get("enabled", "yes").lower() in {
+            "no",
+            "false",
+            "0",
+            "off",
+            "without",
+            "disable",
+        }:
             continue
         for uri in fields.get("uris", "").split():
             if not uri.startswith("cdrom:"):

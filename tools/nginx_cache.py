@@ -12,6 +12,8 @@ from pathlib import Path
 
 VERSION_PATTERN = re.compile(r"\d+\.\d+\.\d+")
 STAMP = "build.json"
+# Beside each nginx of ours lies one without this module, which sites commonly use.
+LACKING = "stub_status"
 MARKER_MODULE = "ngx_http_marker_module.so"
 
 # What the tests may need of a build: the arguments of `nginx -V` (any one suffices) that say it is there.
@@ -52,6 +54,11 @@ class Build:
     def marker_module(self) -> Path:
         """The dynamic module of tests/nginx/marker, compiled for this version."""
         return self.modules_dir / MARKER_MODULE
+
+    @property
+    def lacking(self) -> Path:
+        """The same version linked without the module LACKING. Only beside our own builds."""
+        return self.path.with_name(f"nginx-without-{LACKING}")
 
     def __str__(self) -> str:
         return self.version
@@ -99,7 +106,9 @@ def reported_version(nginx: Path) -> str:
     match = re.search(r"nginx version: \S+/(\d+\.\d+\.\d+)", done.stderr)
     if done.returncode != 0 or match is None:
         said = (done.stderr or done.stdout).strip()[:512]
-        raise BuildsError(f"cannot learn the version of {nginx}: it exited with {done.returncode}: {said}")
+        raise BuildsError(
+            f"cannot learn the version of {nginx}: it exited with {done.returncode}: {said}"
+        )
     return match[1]
 
 
@@ -111,8 +120,13 @@ def configure_arguments(nginx: Path) -> frozenset[str]:
 
 
 def lacks(build: Build, feature: str) -> bool:
-    """Whether `build` is without `feature`: a key of FEATURES, or `marker` for the dynamic module."""
+    """Whether `build` is without `feature`: a key of FEATURES, `marker` or `lacking`.
+
+    `marker` is the dynamic module of the tests, `lacking` the twin without a common module.
+    """
     if feature == "marker":
         return not build.marker_module.is_file()
+    if feature == "lacking":
+        return not build.lacking.is_file()
     present = configure_arguments(build.path)
     return not any(argument in present for argument in FEATURES[feature])
