@@ -7,9 +7,9 @@ Each version is built once from the upstream tarball in Debian's source package,
 $XDG_CACHE_HOME/nginx-supervisor/nginx/VERSION (sbin/nginx, modules/, build.json). NGINX_BUILDS=DIR
 names a folder of VERSION/sbin/nginx to use instead; nothing is built then.
 
-Debian's patches are left out on purpose: with them a "1.18.0" would change with each security upload,
-and two machines would test different binaries under one name. The plain upstream tarball of a version
-never changes, apt still verifies it, and neither dpkg-source nor quilt is needed.
+Debian's patches are left out on purpose: with them a "1.18.0" would change with each security
+upload, and two machines would test different binaries under one name. The plain upstream tarball of
+a version never changes, apt still verifies it, and neither dpkg-source nor quilt is needed.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ from tools.nginx_cache import (
     version_number,
 )
 
-# One build per slot, from the first suite that has it. A slot's later suites stand in where a mirror
-# answers 404: an old release leaves the mirrors for the archive, its security suite stays longer.
+# One build per slot, from the first suite that has it. A slot's later suites stand in where a
+# mirror answers 404: an old release leaves the mirrors for the archive, its security suite stays longer.
 SLOTS: dict[str, tuple[str, ...]] = {
     "old": ("bullseye", "bullseye-security"),
     "middle": ("bookworm", "bookworm-security", "bookworm-backports"),
@@ -80,8 +80,8 @@ CONFIGURE = (
     "--without-http_scgi_module",
     "--without-http_userid_module",
     "--without-http_uwsgi_module",
-    # 1.18 warns about OpenSSL 3's deprecations, which its -Werror would turn into failures. -g0 undoes
-    # configure's own -g: a fifth less time.
+    # 1.18 warns about OpenSSL 3's deprecations, which its -Werror would turn into failures.
+    # -g0 undoes configure's own -g: a fifth less time.
     "--with-cc-opt=-O1 -g0 -Wno-error -Wno-deprecated-declarations",
 )
 # Part of the recipe's hash: raise it when the steps below change what is built.
@@ -154,11 +154,12 @@ def check_given(folder: Path) -> list[Build]:
 
 
 def check_versions(versions: Sequence[str]) -> None:
-    """Raises BuildsError where there are too few; says so where they do not span what they should."""
+    """Raises BuildsError where there are too few; warns where they do not span what they should."""
     if len(versions) < FEWEST_VERSIONS:
         raise BuildsError(
             f"cannot upgrade between fewer than {FEWEST_VERSIONS} nginx versions: got"
-            f" {', '.join(versions) or 'none'}; set NGINX_BUILDS=DIR (a folder of VERSION/sbin/nginx)"
+            f" {', '.join(versions) or 'none'};"
+            " set NGINX_BUILDS=DIR (a folder of VERSION/sbin/nginx)"
         )
     numbers = [version_number(version) for version in versions]
     for edge in SPANNED:
@@ -189,7 +190,7 @@ def runs(build: Build) -> bool:
 
 
 def build_slots(slots: Sequence[str], *, root: Path) -> None:
-    """Fetches and builds each slot, all at once. A slot that no suite has is reported and left out."""
+    """Fetches and builds the slots, all at once. One that no suite has is reported and left out."""
     mirrors = debian_sources.machine_mirrors()
     if not mirrors.archive:
         raise BuildsError(
@@ -259,7 +260,7 @@ def unpack(tarball: Path, *, into: Path) -> Path:
 
 def compile_nginx(tree: Path, *, install: Path, options: Sequence[str]) -> None:
     """Configures and compiles `tree`, then puts sbin/ and modules/ into `install`."""
-    # A copy: the path is compiled into `nginx -V`, and this machine's folders are nobody's business.
+    # A copy, because the path shows in `nginx -V`: a build must not tell where it was made.
     shutil.copytree(SOURCES_OF_MODULE, tree / "marker")
     run_logged(["./configure", *options, "--add-dynamic-module=marker"], cwd=tree)
     make = ["make", "-s", "-f", "objs/Makefile", f"-j{os.cpu_count() or 2}"]
@@ -276,7 +277,7 @@ def compile_nginx(tree: Path, *, install: Path, options: Sequence[str]) -> None:
 def leave_out(feature: str, *, tree: Path) -> None:
     """Edits what configure wrote, so that the next `make` links nginx without the http module.
 
-    Two objects are compiled again instead of all of them: the list of modules, and the text of `-V`.
+    Two objects are compiled again instead of all: the list of modules, and the text of `-V`.
     """
     objs = tree / "objs"
     modules = objs / "ngx_modules.c"
@@ -333,7 +334,7 @@ def finish(install: Path, *, target: Path, tarball: Tarball) -> None:
 
 def run_logged(command: Sequence[str], *, cwd: Path) -> None:
     """Runs a build step. Raises BuildsError with the last lines of its output if it fails."""
-    # nginx's configure reads CFLAGS and make reads MAKEFLAGS: the caller's must not change the build.
+    # configure reads CFLAGS, make reads MAKEFLAGS: the caller's must not change the build.
     dropped = re.compile(r"MAKEFLAGS|MFLAGS|MAKELEVEL|C(XX|PP)?FLAGS|LDFLAGS|CC|NGINX.*")
     environment = {key: value for key, value in os.environ.items() if not dropped.fullmatch(key)}
     done = subprocess.run(

@@ -1,8 +1,8 @@
 """Fetches Debian source packages with a private apt configuration derived from the machine's own.
 
-The machine's apt sources say which mirror to use and its apt.conf which proxy; nothing else is taken
-from them, and nothing on the system is written: lists, caches and sources live in a private folder.
-apt verifies what it fetches: the suite's Release file by Debian's archive keyring, the index by
+The machine's apt sources say which mirror to use and its apt.conf which proxy; nothing else is
+taken from them, and nothing on the system is written: lists, caches and sources live in a private
+folder. apt verifies what it fetches: the suite's Release file by Debian's archive keyring, the index by
 Release, each file by the index.
 """
 

@@ -16,7 +16,7 @@ STAMP = "build.json"
 LACKING = "stub_status"
 MARKER_MODULE = "ngx_http_marker_module.so"
 
-# What the tests may need of a build: the arguments of `nginx -V` (any one suffices) that say it is there.
+# What the tests may need of a build: the arguments of `nginx -V`, any one of which shows it.
 FEATURES: dict[str, tuple[str, ...]] = {
     "ssl": ("--with-http_ssl_module",),
     "http_v2": ("--with-http_v2_module",),

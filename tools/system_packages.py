@@ -1,4 +1,4 @@
-"""Finds out which build tools and headers are missing, and installs them where that is permitted."""
+"""Finds out which build tools and headers are missing; installs them where that is permitted."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ NGINX = (
     Requirement("libssl-dev", header="openssl/ssl.h"),
     Requirement("zlib1g-dev", header="zlib.h"),
 )
-# nginx before 1.21.5 knows only this older library, which Debian dropped after bookworm: where it is
-# not to be had, build_nginx.py compiles it from source.
+# nginx before 1.21.5 knows only this older library, which Debian dropped after bookworm: where it
+# is not to be had, build_nginx.py compiles it from source.
 OLD_PCRE = Requirement("libpcre3-dev", header="pcre.h")
 
 
@@ -83,7 +83,8 @@ def ensure(required: Sequence[Requirement], *, wanted: Sequence[Requirement] = (
     still_missing = [requirement.package for requirement in missing if not requirement.is_met()]
     if still_missing:
         raise MissingPackagesError(
-            f"cannot install {', '.join(still_missing)} with apt: {said or 'its header is not found'}"
+            f"cannot install {', '.join(still_missing)} with apt:"
+            f" {said or 'it is installed, but gcc does not find it'}"
         )
 
 
