@@ -1,0 +1,108 @@
+"""`nginx -V` as a value."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor.core.nginx_version import NginxBuild, lost_modules, module_of_error, parse_build
+
+DEBIAN = """\
+nginx version: nginx/1.22.1 (Ubuntu)
+built with OpenSSL 3.0.8 7 Feb 2023 (running with OpenSSL 3.0.19 27 Jan 2026)
+TLS SNI support enabled
+configure arguments: --with-cc-opt='-g -O2 -fPIC' --prefix=/usr/share/nginx\
+ --conf-path=/etc/nginx/nginx.conf --error-log-path=/var/log/nginx/error.log\
+ --pid-path=/run/nginx.pid --modules-path=/usr/lib/nginx/modules\
+ --with-threads --user=www-data --add-dynamic-module=/build/x
+"""
+
+
+def test_a_distribution_s_build() -> None:
+    build = parse_build(DEBIAN)
+    assert build is not None
+    assert (build.version, build.flavour, build.prefix) == ("1.22.1", "nginx", "/usr/share/nginx")
+    assert build.configure_arguments[0] == "--with-cc-opt=-g -O2 -fPIC"
+    assert build.conf_path == "/etc/nginx/nginx.conf"
+    assert build.pid_path == "/run/nginx.pid"
+    assert build.error_log_path == "/var/log/nginx/error.log"
+    assert build.modules_path == "/usr/lib/nginx/modules"
+    assert build.sbin_path == "/usr/share/nginx/sbin/nginx"
+    assert (build.user, build.group) == ("www-data", "www-data")
+
+
+@pytest.mark.parametrize(
+    ("first_line", "version", "flavour"),
+    [
+        ("nginx version: openresty/1.21.4.1", "1.21.4.1", "openresty"),
+        ("Angie version: Angie/1.4.0", "1.4.0", "angie"),
+        ("Tengine version: Tengine/2.3.3", "2.3.3", "tengine"),
+        ("nginx version: nginx/1.31.4 (nginx-plus)", "1.31.4", "nginx"),
+    ],
+)
+def test_flavours(first_line: str, version: str, flavour: str) -> None:
+    build = parse_build(f"{first_line}\nconfigure arguments:\n")
+    assert build == NginxBuild(version, flavour, (), "/usr/local/nginx")
+
+
+def test_paths_that_were_not_configured_follow_the_prefix() -> None:
+    build = parse_build("nginx version: nginx/1.2.3\nconfigure arguments: --pid-path=run/x.pid")
+    assert build is not None
+    assert build.conf_path == "/usr/local/nginx/conf/nginx.conf"
+    moved = build.at_prefix("/srv")
+    assert moved.pid_path == "/srv/run/x.pid"
+    assert moved.error_log_path == "/srv/logs/error.log"
+    assert build.at_prefix(None) is build
+    assert (build.user, build.group) == ("nobody", None)
+
+
+def test_odd_output() -> None:
+    assert parse_build("apache 2.4\nconfigure arguments: --x") is None
+    assert parse_build("nginx version: nginx/1.2.3") is None
+    build = parse_build("nginx version: nginx/1.2.3\nconfigure arguments: --a --b='x --prefix=")
+    assert build is not None
+    assert build.configure_arguments == ("--a", "--b='x", "--prefix=")
+    assert build.prefix == "/"
+
+
+def build_with(*arguments: str) -> NginxBuild:
+    return NginxBuild("1.2.3", "nginx", arguments, "/p")
+
+
+def test_lost_modules() -> None:
+    running = build_with(
+        "--prefix=/a",
+        "--with-threads",
+        "--with-stream",
+        "--with-http_v2_module",
+        "--with-cc-opt=-O2",
+        "--add-module=echo",
+    )
+    candidate = build_with(
+        "--prefix=/b", "--with-threads", "--with-stream=dynamic", "--without-http_scgi_module"
+    )
+    assert lost_modules(running, candidate) == (
+        "--add-module=echo",
+        "--with-http_v2_module",
+        "--without-http_scgi_module",
+    )
+    assert lost_modules(running, running) == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        (
+            'nginx: [emerg] unknown directive "stub_status" in /c:1',
+            "--with-http_stub_status_module",
+        ),
+        ('unknown directive "ssl_certificate" in /c:1', "--with-http_ssl_module"),
+        ('unknown directive "brotli" in /c:1', "directive brotli"),
+        (
+            'the "ssl" parameter requires ngx_http_ssl_module in /c:1',
+            "--with-http_ssl_module",
+        ),
+        ("open() failed", None),
+    ],
+)
+def test_the_module_that_an_error_tells_of(line: str, option: str | None) -> None:
+    assert module_of_error(line) == option
