@@ -1,0 +1,113 @@
+"""What can happen to the machine, in the past tense.
+
+An operation that the machine started answers with `Succeeded` or `Failed`; the engine drops the
+answer of an operation that has been replaced, so a phase only ever sees its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from supervisor.core.commands import Command
+from supervisor.core.model import Timer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requested:
+    """An operator asked for `command`; `request` names the waiter, `upgrade_id` is fresh."""
+
+    request: int
+    command: Command
+    upgrade_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TerminateRequested:
+    """The supervisor itself was told to end (SIGTERM, SIGINT)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MasterExited:
+    """The master of `generation` is gone; `orderly` where it left by itself with code 0."""
+
+    generation: int
+    orderly: bool
+    detail: str
+    at: float  # monotonic seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationGone:
+    """A retiring generation has neither master nor workers any more."""
+
+    generation: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Succeeded:
+    """The operation of this phase is done; `generation` is the one that it brought up."""
+
+    generation: int | None = None
+    interrupted: InterruptedUpgrade | None = None
+    retiring: frozenset[int] = frozenset()
+    note: str = ""
+    nothing_to_do: bool = False
+    dry_run: bool = False
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterruptedUpgrade:
+    """An upgrade that a dead supervisor left behind; `committed`: its verdict was on disk."""
+
+    upgrade_id: str
+    candidate: int | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The operation of this phase could not do its work."""
+
+    reason: str
+    detail: str
+    at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateHealthy:
+    """Every probe has passed often enough and every worker of the candidate has answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Triggered:
+    """The evidence says that the candidate misbehaves."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimerFired:
+    """A timer that was armed in this phase has run out."""
+
+    timer: Timer
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadEnded:
+    """The reload that ran beside the phase is over; its requester has been answered."""
+
+
+Event = (
+    Requested
+    | TerminateRequested
+    | MasterExited
+    | GenerationGone
+    | Succeeded
+    | Failed
+    | CandidateHealthy
+    | Triggered
+    | TimerFired
+    | ReloadEnded
+)

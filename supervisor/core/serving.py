@@ -1,0 +1,267 @@
+"""The cells for what is no upgrade: starting, crashing, stopping, reloading, draining."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from supervisor.core import commands
+from supervisor.core.actions import (
+    Action,
+    Aim,
+    Arm,
+    Attach,
+    Exit,
+    HastenDrain,
+    Operation,
+    Pronounce,
+    Refuse,
+    ReloadActive,
+    ReportIncident,
+    Retire,
+    Run,
+    Settle,
+    Watch,
+)
+from supervisor.core.cell import (
+    Cell,
+    Step,
+    drop_waiting,
+    narrow,
+    settle_phase,
+    upgrade_text,
+)
+from supervisor.core.events import Event, Failed, GenerationGone, MasterExited, Requested, Succeeded
+from supervisor.core.model import Goal, OnForeignStop, Phase, State, Timer, Upgrade, Verdict
+from supervisor.core.policy import Backoff, GiveUp
+
+
+def start(state: State, operation: Operation = Operation.START) -> Step:
+    """Start nginx; nothing is aimed at meanwhile."""
+    starting = replace(state, phase=Phase.STARTING, goal=Goal.RUN, candidate=None, upgrade=None)
+    return starting, (Aim(Watch.NOTHING), Run(operation=operation))
+
+
+def start_now(state: State, event: Event) -> Step:
+    """Start nginx; the requester waits."""
+    starting, actions = start(replace(state, reason=None, detail=""))
+    return starting, (Attach(narrow(event, Requested).request), *actions)
+
+
+def started(state: State, event: Event) -> Step:
+    """Nginx serves: started, adopted, or adopted with an upgrade that a dead supervisor left."""
+    done = narrow(event, Succeeded)
+    serving = replace(
+        state, active=done.generation, served=True, retiring=state.retiring | done.retiring
+    )
+    retire = tuple(Retire(generation=one) for one in sorted(done.retiring))
+    settle = Settle(ok=True, reason="started", detail=done.note or "nginx serves")
+    if done.interrupted is not None:
+        left = done.interrupted
+        upgrade = Upgrade(
+            id=left.upgrade_id, canary=0, soak=0, reason="supervisor_died", detail=left.detail
+        )
+        back = replace(serving, phase=Phase.ROLLING_BACK, candidate=left.candidate, upgrade=upgrade)
+        return back, (*retire, settle, Run(operation=Operation.ROLL_BACK))
+    rested = settle_phase(serving)
+    return rested, (*retire, settle, Aim(Watch.ACTIVE))
+
+
+def start_failed(state: State, event: Event) -> Step:
+    """A first start that fails ends the supervisor; later ones back off, up to the limit."""
+    failed = narrow(event, Failed)
+    settle = Settle(ok=False, reason=failed.reason, detail=failed.detail)
+    failing = replace(state, active=None, reason=failed.reason, detail=failed.detail)
+    if not state.served:
+        return replace(failing, phase=Phase.DEGRADED), (settle, Exit(1))
+    waiting, actions = try_again(failing, failed.at, ready=False)
+    return waiting, (settle, *actions)
+
+
+def try_again(state: State, at: float, *, ready: bool, rescue: bool = False) -> Step:
+    """Start at once, after a while, or not at all: the restart policy decides."""
+    restarts, decision = state.restarts.failed(at=at, was_ready=ready)
+    state = replace(state, restarts=restarts)
+    if isinstance(decision, GiveUp):
+        lost = replace(state, phase=Phase.DEGRADED, reason=decision.reason, candidate=None)
+        return lost, (
+            Aim(Watch.NOTHING),
+            ReportIncident(reason=decision.reason, detail=decision.detail),
+        )
+    if isinstance(decision, Backoff):
+        waiting = replace(state, phase=Phase.BACKOFF, candidate=None, upgrade=None)
+        return waiting, (Aim(Watch.NOTHING), Arm(timer=Timer.BACKOFF, seconds=decision.delay))
+    return start(state, Operation.RESCUE if rescue else Operation.START)
+
+
+def backoff_over(state: State, _event: Event) -> Step:
+    """Try to start again."""
+    return start(state)
+
+
+def active_lost(state: State, event: Event) -> Step:
+    """The serving master is gone: restart it, or accept that someone stopped it."""
+    gone = narrow(event, MasterExited)
+    dropped, refusals = drop_waiting(replace(state, reloading=False), "not_running")
+    if gone.orderly:
+        incident = ReportIncident(reason="foreign_stop", detail=gone.detail)
+        if state.rules.on_foreign_stop is OnForeignStop.STOP:
+            stopped = replace(
+                dropped, phase=Phase.STOPPED, goal=Goal.STOP, active=None, upgrade=None,
+                candidate=None, reason="foreign_stop", detail=gone.detail,
+            )  # fmt: skip
+            return stopped, (*refusals, Aim(Watch.NOTHING), incident)
+    else:
+        incident = ReportIncident(reason="master_exited", detail=gone.detail)
+    lost = replace(dropped, reason=incident.reason, detail=gone.detail)
+    after, actions = try_again(lost, gone.at, ready=True)
+    return after, (*refusals, incident, *actions)
+
+
+def active_lost_in_drain(state: State, event: Event) -> Step:
+    """The new generation died while the old one drains: bring the previous version back now."""
+    if not state.rescuable:
+        return active_lost(state, event)
+    gone = narrow(event, MasterExited)
+    incident = ReportIncident(reason="candidate_exited_in_drain", detail=gone.detail)
+    lost = replace(
+        state, reason=incident.reason, detail=gone.detail, reloading=False, rescuable=False
+    )
+    after, actions = try_again(lost, gone.at, ready=True, rescue=True)
+    return after, (incident, *actions)
+
+
+def stop_with(goal: Goal) -> Cell:
+    """A cell that stops nginx and then does what `goal` says."""
+
+    def stop(state: State, event: Event) -> Step:
+        attach: tuple[Action, ...] = ()
+        command: commands.Command | None = None
+        if isinstance(event, Requested):
+            attach = (Attach(event.request),)
+            command = event.command
+        dropped, refusals = drop_waiting(state, "stopping")
+        stopping = replace(
+            dropped, phase=Phase.STOPPING, goal=goal, reloading=False, reason="stopping", detail=""
+        )
+        aim = Aim(Watch.NOTHING)
+        return stopping, (*attach, *refusals, aim, Run(operation=Operation.STOP, command=command))
+
+    stop.__doc__ = f"Stop nginx (candidate first), then: {goal.value}."
+    return stop
+
+
+def stop_after_commit(goal: Goal) -> Cell:
+    """A cell that remembers a stop that comes while QUIT is on its way to the old master."""
+
+    def stop_later(state: State, event: Event) -> Step:
+        attach = (Attach(event.request),) if isinstance(event, Requested) else ()
+        return replace(state, goal=goal), attach
+
+    stop_later.__doc__ = f"After the commit, which takes moments: stop nginx, then: {goal.value}."
+    return stop_later
+
+
+def stopped(state: State, event: Event) -> Step:
+    """Nothing of nginx is left; an upgrade that was under way ends as rolled back."""
+    done = narrow(event, Succeeded)
+    verdict = verdict_of_stopped(state, Verdict.ROLLED_BACK)
+    settle = Settle(ok=True, reason="stopped", detail=done.note or "nginx is stopped")
+    still = replace(
+        state, active=None, candidate=None, upgrade=None, retiring=frozenset(), rescuable=False
+    )
+    if state.goal is Goal.RESTART:
+        starting, actions = start(replace(still, reason=None))
+        return starting, (*verdict, *actions)
+    stopped = replace(still, phase=Phase.STOPPED, reason="stopped")
+    after: tuple[Action, ...] = (Exit(0),) if state.goal is Goal.EXIT else ()
+    return stopped, (*verdict, settle, *after)
+
+
+def stop_failed(state: State, event: Event) -> Step:
+    """Something of nginx could not be ended; a person is needed."""
+    failed = narrow(event, Failed)
+    verdict = verdict_of_stopped(state, Verdict.FAILED)
+    settle = Settle(ok=False, reason=failed.reason, detail=failed.detail)
+    lost = replace(
+        state, phase=Phase.DEGRADED, reason=failed.reason, detail=failed.detail, upgrade=None,
+        candidate=None,
+    )  # fmt: skip
+    after: tuple[Action, ...] = (Exit(1),) if state.goal is Goal.EXIT else ()
+    return lost, (*verdict, settle, *after)
+
+
+def verdict_of_stopped(state: State, verdict: Verdict) -> tuple[Action, ...]:
+    """The verdict of an upgrade that a stop has ended, where there is one."""
+    if state.upgrade is None:
+        return ()
+    reason = state.upgrade.reason or "stopped"
+    detail = state.upgrade.detail or "nginx was stopped before the upgrade was decided"
+    return (Pronounce(verdict=verdict, reason=reason, detail=detail),)
+
+
+def exit_now(state: State, _event: Event) -> Step:
+    """Nothing runs: the supervisor ends."""
+    return replace(state, goal=Goal.EXIT), (Exit(0),)
+
+
+def goal_exit(state: State, _event: Event) -> Step:
+    """Already stopping: then exit."""
+    return replace(state, goal=Goal.EXIT), ()
+
+
+def stop_again(state: State, event: Event) -> Step:
+    """Wait for the stop that runs; `--now` makes it insist."""
+    asked = narrow(event, Requested)
+    attach = Attach(asked.request)
+    goal = Goal.STOP if state.goal is Goal.RESTART else state.goal
+    if isinstance(asked.command, commands.Stop) and asked.command.now:
+        run = Run(operation=Operation.STOP, command=asked.command)
+        return replace(state, goal=goal), (attach, run)
+    return replace(state, goal=goal), (attach,)
+
+
+def reload(state: State, event: Event) -> Step:
+    """Reload the active generation."""
+    request = narrow(event, Requested).request
+    if state.reloading:
+        detail = "cannot reload: a reload runs; wait for it to end and try again"
+        return state, (Refuse(request=request, reason="reload_in_progress", detail=detail),)
+    return replace(state, reloading=True), (ReloadActive(request),)
+
+
+def reload_later(state: State, event: Event) -> Step:
+    """Wait for the verdict and reload whoever serves then; refused when it may be held."""
+    asked = narrow(event, Requested)
+    assert state.upgrade is not None
+    assert isinstance(asked.command, commands.Reload)
+    if state.upgrade.hold and state.phase is not Phase.ROLLING_BACK:
+        detail = (
+            f"cannot reload: {upgrade_text(state)} and will be held until someone decides; "
+            "nginxctl promote or nginxctl rollback first"
+        )
+        return state, (Refuse(request=asked.request, reason="upgrade_held", detail=detail),)
+    return replace(state, waiting=(*state.waiting, (asked.request, asked.command))), ()
+
+
+def reload_ended(state: State, _event: Event) -> Step:
+    """The next reload or upgrade may come."""
+    return replace(state, reloading=False), ()
+
+
+def hasten(state: State, event: Event) -> Step:
+    """End what drains now."""
+    return state, (Attach(narrow(event, Requested).request), HastenDrain())
+
+
+def gone(state: State, event: Event) -> Step:
+    """A retiring generation is gone."""
+    return replace(state, retiring=state.retiring - {narrow(event, GenerationGone).generation}), ()
+
+
+def drained(state: State, event: Event) -> Step:
+    """A retiring generation is gone; with the last one the drain is over."""
+    left, _ = gone(state, event)
+    if left.retiring:
+        return left, ()
+    settle = Settle(ok=True, reason="drained", detail="no old connections are left")
+    return settle_phase(left), (settle,)

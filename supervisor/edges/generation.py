@@ -1,0 +1,159 @@
+"""One generation: its master, its workers, and what is known of them from outside."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+import trio
+
+from supervisor.edges import procfs
+from supervisor.edges.capture import Capture
+from supervisor.edges.linux import ExitStatus
+from supervisor.edges.process import Process
+
+
+class Role(Enum):
+    """The part that a generation plays now; words of the public contract."""
+
+    ACTIVE = "active"
+    CANDIDATE = "candidate"
+    RETIRING = "retiring"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """What a generation runs: the binary and the facts of the configuration that it read."""
+
+    version: str
+    sha256: str
+    path: str
+    stored: str | None = None  # its id in the version store
+    workers: int = 1  # how many its configuration asks for
+    pid_path: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Generation:
+    """A master with its workers. Owned by the registry; operations change it in one task.
+
+    `workers` holds every worker that was seen and has not been seen dead: so the orphans of a
+    master that was killed are still known.
+    """
+
+    id: int
+    role: Role
+    master: Process
+    program: Program
+    output: Capture | None = None
+    workers: dict[int, Process] = field(default_factory=dict)
+    exit: ExitStatus | None = None  # of the master
+    told_to_stop: bool = False  # by us: its exit is then no surprise
+    ready: bool = False
+
+    @property
+    def alive(self) -> bool:
+        """The master lives."""
+        return self.exit is None and self.master.alive
+
+    def brood(self) -> procfs.Brood:
+        """The living workers now by kind, orphans as well; new ones are remembered by pidfd."""
+        known = {pid for pid, one in self.workers.items() if one.alive}
+        return procfs.brood_of(sorted(known | set(procfs.children(self.master.pid)))
+                               if self.exit is None else sorted(known))  # fmt: skip
+
+    def remember(self, pids: Iterable[int]) -> list[Process]:
+        """Hold `pids` from now on; the ones that are new."""
+        new = []
+        for pid in pids:
+            if pid not in self.workers and (process := Process.open(pid)) is not None:
+                self.workers[pid] = process
+                new.append(process)
+        return new
+
+    def look(self) -> procfs.Brood:
+        """`brood`, with everything that it shows remembered."""
+        brood = self.brood()
+        self.remember(brood.all_but_masters)
+        return brood
+
+    def signal_workers(self, what: signal.Signals, pids: Iterable[int] | None = None) -> None:
+        """Signal the known workers (or those of `pids`) directly."""
+        for pid, process in list(self.workers.items()):
+            if pids is None or pid in pids:
+                process.send(what)
+
+    @property
+    def gone(self) -> bool:
+        """Neither the master nor any known worker lives."""
+        return not self.alive and not any(one.alive for one in self.workers.values())
+
+    async def any_exit(self) -> None:
+        """Return when the master or a known worker exits, at once when none is left."""
+        living = [one for one in (self.master, *self.workers.values()) if one.alive]
+        async with trio.open_nursery() as nursery:
+
+            async def wait(process: Process) -> None:
+                await process.wait_exited()
+                nursery.cancel_scope.cancel()
+
+            for one in living:
+                nursery.start_soon(wait, one)
+
+    async def all_exited(self) -> None:
+        """Return when neither the master nor any worker lives; new workers are waited for too."""
+        while True:
+            if self.exit is None:
+                self.look()
+            if self.gone:
+                return
+            await self.any_exit()
+
+    def close(self) -> None:
+        """Let go of all processes."""
+        self.master.close()
+        for process in self.workers.values():
+            process.close()
+        self.workers.clear()
+
+
+def take_listeners(process: Process) -> list[int]:
+    """Duplicates of the listening sockets of `process`, for a successor to inherit.
+
+    TCP and unix stream sockets that listen, and datagram sockets that are bound and not connected
+    (udp and quic listeners). The caller closes them. Empty where the process is gone.
+    """
+    taken: list[int] = []
+    try:
+        names = [int(name) for name in os.listdir(f"/proc/{process.pid}/fd")]
+    except OSError:
+        return []
+    for number in sorted(names):
+        try:
+            if not os.readlink(f"/proc/{process.pid}/fd/{number}").startswith("socket:"):
+                continue
+            fd = process.take_fd(number)
+        except OSError:
+            continue
+        if _listens(fd):
+            taken.append(fd)
+        else:
+            os.close(fd)
+    return taken
+
+
+def _listens(fd: int) -> bool:
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        if sock.type == socket.SOCK_STREAM:
+            return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return False
+        try:
+            sock.getpeername()
+        except OSError:
+            return True
+        return False

@@ -1,0 +1,116 @@
+"""The one launch path: how a master comes to life so that it can be upgraded later.
+
+nginx ignores USR2 while the parent that it recorded lives, and WINCH unless it daemonized or found
+its inheritance variable (ngx_process.c, ngx_signal_handler). So it is started by an intermediate
+`sh` that it records as parent and that is ended once nginx has set its handlers; it is then
+reparented to the supervisor, a child subreaper. The variable is always given: empty, or with the
+listening sockets that a predecessor left behind.
+
+The intermediate waits for nginx, so that its exit status is nginx's when the start fails. It never
+leaves by itself: leaving before nginx has asked for its parent's pid makes USR2 dead for ever.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+import trio
+
+from supervisor.core.errors import OperationFailed
+from supervisor.edges.capture import Capture
+from supervisor.edges.linux import ExitStatus
+from supervisor.edges.process import Process
+
+_INTERMEDIATE = 'unset PWD OLDPWD; "$@" >&2 & echo $!; exec >/dev/null; wait $!'
+
+
+class Launch:
+    """A start that is under way; an async context manager that leaves no intermediate behind.
+
+    On leaving the block the intermediate is ended by SIGKILL. nginx itself is not touched: whoever
+    launched it decides what becomes of one that is not ready.
+    """
+
+    def __init__(self, sh: trio.Process, master: Process | None) -> None:
+        self._sh = sh
+        self.master = master
+
+    @classmethod
+    async def begin(
+        cls,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        output: Capture,
+        inherit_variable: str = "NGINX",
+        listeners: Sequence[int] = (),
+    ) -> Launch:
+        """Start `argv` (absolute argv[0]) with exactly `environment` and the inheritance variable.
+
+        `listeners` are listening sockets that nginx inherits; the caller keeps and closes its own.
+        Raises OperationFailed when the process cannot be made. Cancelling takes effect at the
+        caller's next checkpoint, when there is something to clean up.
+        """
+        inherited = "".join(f"{fd};" for fd in listeners)
+        try:
+            with trio.CancelScope(shield=True):
+                sh = await trio.lowlevel.open_process(
+                    ["/bin/sh", "-c", _INTERMEDIATE, "sh", *argv],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=output.fd,
+                    env={**environment, inherit_variable: inherited},
+                    cwd="/",
+                    start_new_session=True,
+                    umask=0o022,
+                    pass_fds=tuple(listeners),
+                )
+                pid = await _read_pid(sh)
+        except OSError as exc:
+            raise OperationFailed(
+                "start_failed", f"cannot start {argv[0]}: {exc.strerror or exc}"
+            ) from exc
+        return cls(sh, Process.open(pid) if pid else None)
+
+    async def wait_failed(self) -> ExitStatus:
+        """Return when nginx exited before the intermediate was ended; with nginx's status."""
+        code = await self._sh.wait()
+        # The shell reports a child that a signal ended as 128 plus the signal.
+        if code > 128:
+            return ExitStatus(signal=code - 128)
+        return ExitStatus(signal=-code) if code < 0 else ExitStatus(code=code)
+
+    @property
+    def failed(self) -> bool:
+        """Whether nginx has exited already."""
+        return self._sh.poll() is not None
+
+    async def __aenter__(self) -> Launch:
+        return self
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _value: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        with trio.CancelScope(shield=True):
+            self._sh.send_signal(signal.SIGKILL)
+            await self._sh.wait()
+            if self._sh.stdout is not None:
+                await self._sh.stdout.aclose()
+
+
+async def _read_pid(sh: trio.Process) -> int | None:
+    assert sh.stdout is not None
+    line = b""
+    while not line.endswith(b"\n"):
+        part = await sh.stdout.receive_some(64)
+        if not part:
+            return None
+        line += part
+    return int(line)
+

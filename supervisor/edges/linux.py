@@ -1,0 +1,115 @@
+"""The Linux calls that Python's standard library does not have.
+
+Sources: prctl(2), pidfd_getfd(2), pidfd_open(2); for PIDFD_GET_INFO include/uapi/linux/pidfd.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import struct
+from dataclasses import dataclass
+
+from supervisor.core.errors import OperationFailed
+
+_PR_SET_CHILD_SUBREAPER = 36
+_SYS_PIDFD_GETFD = 438  # the same number on every architecture that uses the generic table
+_PIDFD_INFO_EXIT = 1 << 3
+# struct pidfd_info of Linux 6.15: mask, cgroupid, then 12 times 32 bits, the last the exit code.
+_PIDFD_INFO = struct.Struct("=QQ12I")
+_EXIT_CODE_FIELD = 13
+_PIDFD_GET_INFO = 0xC0000000 | (_PIDFD_INFO.size << 16) | (0xFF << 8) | 11
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def become_subreaper() -> None:
+    """Orphaned descendants are reparented to this process from now on (prctl(2), Linux 3.4).
+
+    Raises OperationFailed where the kernel refuses.
+    """
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OperationFailed(
+            "subreaper_refused", f"cannot become a child subreaper: {os.strerror(code)}"
+        )
+
+
+def take_fd(pidfd: int, fd: int) -> int:
+    """A duplicate, close-on-exec, of file descriptor `fd` of the process behind `pidfd`.
+
+    Needs ptrace access (root, or the same user and a dumpable target). Raises OSError.
+    """
+    duplicate = int(_libc.syscall(_SYS_PIDFD_GETFD, pidfd, fd, 0))
+    if duplicate < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return duplicate
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a process ended: `code` or `signal`, both None where the kernel would not tell."""
+
+    code: int | None = None
+    signal: int | None = None
+
+    @property
+    def orderly(self) -> bool:
+        """It left by itself and without an error."""
+        return self.code == 0
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            return f"ended by signal {self.signal}"
+        return "ended" if self.code is None else f"exited with code {self.code}"
+
+
+UNKNOWN_EXIT = ExitStatus()
+
+
+def _decode_wait_status(status: int) -> ExitStatus:
+    if os.WIFSIGNALED(status):
+        return ExitStatus(signal=os.WTERMSIG(status))
+    return ExitStatus(code=os.WEXITSTATUS(status))
+
+
+def exit_status_of_stranger(pidfd: int) -> ExitStatus:
+    """How a process ended that is not our child (Linux 6.15); unknown on older kernels.
+
+    The kernel has the answer once the parent has reaped the process.
+    """
+    request = bytearray(_PIDFD_INFO.pack(_PIDFD_INFO_EXIT, *([0] * 13)))
+    try:
+        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, request)
+    except OSError:
+        return UNKNOWN_EXIT
+    fields = _PIDFD_INFO.unpack(request)
+    if not fields[0] & _PIDFD_INFO_EXIT:
+        return UNKNOWN_EXIT
+    return _decode_wait_status(fields[_EXIT_CODE_FIELD])
+
+
+def reap(pidfd: int) -> ExitStatus | None:
+    """Reap the child behind `pidfd`; None while it lives, `exit_status_of_stranger` for others."""
+    try:
+        result = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    except ChildProcessError:
+        return exit_status_of_stranger(pidfd)
+    if result is None:
+        return None
+    if result.si_code == os.CLD_EXITED:
+        return ExitStatus(code=result.si_status)
+    return ExitStatus(signal=result.si_status)
+
+
+def open_pidfd(pid: int) -> int | None:
+    """A pidfd for `pid`, close-on-exec; None when there is no such process."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError as exc:
+        if exc.errno in (errno.ESRCH, errno.EINVAL):
+            return None
+        raise

@@ -1,0 +1,429 @@
+"""The single owner of the state: takes events, asks the machine, has its actions carried out.
+
+One task reads the queue. Everything that takes time runs in child tasks that report back only as
+events, so `status` and a second command are answered while an upgrade runs. A transition within
+an upgrade is on disk (fsynced) before the first of its actions is carried out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from supervisor.core import actions, commands, events
+from supervisor.core.errors import SupervisorError
+from supervisor.core.machine import step
+from supervisor.core.model import UPGRADING, Phase, State, Timer, Verdict
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+Reply = dict[str, object]
+Operate = Callable[[actions.Run, State], Awaitable[events.Succeeded]]
+
+_REPLY_BUFFER = 1024
+"""Replies that a slow client may be behind; one that is further behind misses progress lines."""
+
+
+class Effects(Protocol):
+    """What the engine needs done; implemented by `supervisor.effects`, faked in tests."""
+
+    async def operate(self, run: actions.Run, state: State) -> events.Succeeded:
+        """Carry out a long operation. Raises SupervisorError; cancelled on a change of phase."""
+        ...
+
+    async def record(self, before: State, after: State) -> None:
+        """Put a transition of an upgrade on disk, fsynced."""
+        ...
+
+    def begin(self, state: State) -> None:
+        """An upgrade was accepted."""
+        ...
+
+    def aim(self, watch: actions.Watch) -> None:
+        """Aim the probes."""
+        ...
+
+    async def pronounce(self, verdict: Mapping[str, object]) -> Reply:
+        """Put a verdict on disk, close the upgrade's journal; the verdict as it is told."""
+        ...
+
+    async def reload(self) -> tuple[str, str]:
+        """Reload the active generation; reason and detail. Raises SupervisorError."""
+        ...
+
+    def reopen(self) -> str:
+        """Have every living master reopen its logs; what was done."""
+        ...
+
+    async def retire(self, generation: int) -> None:
+        """Return when `generation` is gone."""
+        ...
+
+    def hasten(self) -> None:
+        """End the drains that run."""
+        ...
+
+    def settled(self, state: State) -> None:
+        """The state has changed; publish it (service manager, roles of generations)."""
+        ...
+
+
+@dataclass(slots=True)
+class _Waiter:
+    send: trio.MemorySendChannel[Reply]
+    command: commands.Command
+    accepted_at: float
+    upgrade_id: str = ""
+
+    def tell(self, reply: Reply) -> None:
+        try:
+            self.send.send_nowait(reply)
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # it is behind, or it has hung up: neither may hold the engine up
+
+
+@dataclass(frozen=True, slots=True)
+class _Posted:
+    """An event, with the serial number of the phase that it belongs to where it has one."""
+
+    event: events.Event
+    serial: int | None = None
+
+
+class Engine:
+    """Owns the state; `run` is its one task."""
+
+    def __init__(
+        self,
+        state: State,
+        effects: Effects,
+        log: FilteringBoundLogger,
+        *,
+        new_upgrade_id: Callable[[], str],
+        clock: Callable[[], float],
+    ) -> None:
+        self.state = state
+        self.exit_code: int | None = None
+        self.phase_times: dict[str, float] = {}
+        self._effects = effects
+        self._log = log
+        self._new_upgrade_id = new_upgrade_id
+        self._clock = clock
+        self._send, self._receive = trio.open_memory_channel[_Posted](math.inf)
+        self._serial = 0  # of the phase: what earlier phases still say is dropped
+        self._operation: trio.CancelScope | None = None
+        self._operation_over: trio.Event | None = None
+        self._timers = trio.CancelScope()
+        self._waiters: dict[int, _Waiter] = {}
+        self._for_verdict: list[int] = []
+        self._for_settlement: list[int] = []
+        self._next_request = 1
+        self._phase_since = clock()
+        self._nursery: trio.Nursery | None = None
+
+    # --- in ---------------------------------------------------------------------------------
+
+    def post(self, event: events.Event) -> None:
+        """Put `event` into the queue; never blocks, callable from any task of this thread."""
+        self._send.send_nowait(_Posted(event))
+
+    @asynccontextmanager
+    async def submit(
+        self, command: commands.Command
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[Reply]]:
+        """Ask for `command`; the channel yields progress and ends with the final reply.
+
+        Leaving the block (a client that hangs up) never cancels what was begun.
+        """
+        send, receive = trio.open_memory_channel[Reply](_REPLY_BUFFER)
+        number = self._next_request
+        self._next_request += 1
+        upgrade_id = ""
+        if isinstance(command, commands.Upgrade | commands.Rollback):
+            upgrade_id = self._new_upgrade_id()
+        self._waiters[number] = _Waiter(send, command, self._clock(), upgrade_id)
+        self.post(events.Requested(request=number, command=command, upgrade_id=upgrade_id))
+        async with receive:
+            yield receive
+
+    # --- the loop ---------------------------------------------------------------------------
+
+    async def run(
+        self,
+        first: actions.Action,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> int:
+        """Work until the machine says exit; returns the exit code.
+
+        Cancelling stops the supervisor's own work and leaves nginx as it is.
+        """
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await self._carry_out(first)
+            while self.exit_code is None:
+                posted = await self._receive.receive()
+                if posted.serial is not None and posted.serial != self._serial:
+                    continue
+                await self._handle(posted.event)
+            nursery.cancel_scope.cancel()
+        return self.exit_code
+
+    async def _handle(self, event: events.Event) -> None:
+        before = self.state
+        after, todo = step(before, event)
+        if after.phase is not before.phase:
+            await self._leave_phase(before, after)
+        self.state = after
+        for action in todo:
+            await self._carry_out(action)
+        self._effects.settled(self.state)
+
+    async def _leave_phase(self, before: State, after: State) -> None:
+        """Timers and operation of the old phase end before anything of the new one begins."""
+        self._serial += 1
+        self._timers.cancel()
+        self._timers = trio.CancelScope()
+        await self._end_operation()
+        now = self._clock()
+        if before.upgrade is not None and before.phase in UPGRADING:
+            spent = self.phase_times.get(before.phase.value, 0.0)
+            self.phase_times[before.phase.value] = spent + now - self._phase_since
+        self._phase_since = now
+        if before.upgrade is not None or after.upgrade is not None:
+            await self._effects.record(before, after)
+        self._tell_transition(before, after)
+
+    async def _end_operation(self) -> None:
+        if self._operation is not None and self._operation_over is not None:
+            self._operation.cancel()
+            await self._operation_over.wait()
+        self._operation = self._operation_over = None
+
+    def _tell_transition(self, before: State, after: State) -> None:
+        upgrade = after.upgrade or before.upgrade
+        name = "upgrade.state_changed" if upgrade else "supervisor.state_changed"
+        fields: dict[str, object] = {
+            "from_state": before.phase.value,
+            "to_state": after.phase.value,
+        }
+        if upgrade is not None:
+            fields["upgrade_id"] = upgrade.id
+        if after.reason:
+            fields |= {"reason": after.reason, "detail": after.detail}
+        if after.candidate or after.active:
+            fields["generation"] = f"g{after.candidate or after.active}"
+        self._log.info(name, **fields)
+        if after.upgrade is not None:
+            self._tell_verdict_waiters(
+                {
+                    "event": "phase",
+                    "phase": after.phase.value,
+                    "upgrade_id": after.upgrade.id,
+                    "reason": after.upgrade.reason,
+                    "detail": after.upgrade.detail or None,
+                }
+            )
+
+    def _tell_verdict_waiters(self, reply: Reply) -> None:
+        for number in self._for_verdict:
+            if number in self._waiters:
+                self._waiters[number].tell(reply)
+
+    def progress(self, reply: Reply) -> None:
+        """Tell everyone who waits for the running upgrade what was seen."""
+        self._tell_verdict_waiters(reply)
+
+    # --- out --------------------------------------------------------------------------------
+
+    async def _carry_out(self, action: actions.Action) -> None:
+        nursery = self._nursery
+        assert nursery is not None
+        match action:
+            case actions.Run():
+                await self._start_operation(nursery, action)
+            case actions.Aim(watch):
+                self._effects.aim(watch)
+            case actions.Arm(timer=timer, seconds=seconds):
+                nursery.start_soon(self._wait_timer, timer, seconds, self._timers, self._serial)
+            case actions.BeginUpgrade(request):
+                self.phase_times = {}
+                self._phase_since = self._clock()
+                self._for_verdict = [request]
+                self._effects.begin(self.state)
+                await self._effects.record(self.state, self.state)
+                assert self.state.upgrade is not None
+                self._tell_verdict_waiters(
+                    {"event": "accepted", "upgrade_id": self.state.upgrade.id}
+                )
+                self._tell_verdict_waiters(
+                    {"event": "phase", "phase": "preflight", "upgrade_id": self.state.upgrade.id}
+                )
+            case actions.Attach(request):
+                self._attach(request)
+            case actions.Refuse(request=request, reason=reason, detail=detail):
+                await self._refuse(request, reason, detail)
+            case actions.Complete(request=request, detail=detail):
+                self._answer(request, "done", "done", detail)
+            case actions.Settle(ok=ok, reason=reason, detail=detail):
+                waiting, self._for_settlement = self._for_settlement, []
+                for request in waiting:
+                    self._answer(request, "done" if ok else "failed", reason, detail)
+            case actions.Pronounce():
+                await self._pronounce(action)
+            case actions.ReportIncident(reason=reason, detail=detail):
+                self._log.warning("supervisor.incident", reason=reason, detail=detail)
+            case actions.ReloadActive(request):
+                nursery.start_soon(self._reload, request)
+            case actions.ReopenLogs(request):
+                self._answer(request, "done", "reopened", self._effects.reopen())
+            case actions.Retire(generation=generation):
+                nursery.start_soon(self._retire, generation)
+            case actions.HastenDrain():
+                self._effects.hasten()
+            case actions.Exit(code):
+                self.exit_code = code
+
+    async def _start_operation(self, nursery: trio.Nursery, run: actions.Run) -> None:
+        await self._end_operation()
+        scope, over = trio.CancelScope(), trio.Event()
+        self._operation, self._operation_over = scope, over
+        nursery.start_soon(self._operate, run, scope, over, self._serial)
+
+    async def _operate(
+        self, run: actions.Run, scope: trio.CancelScope, over: trio.Event, serial: int
+    ) -> None:
+        try:
+            with scope:
+                event: events.Event
+                try:
+                    event = await self._effects.operate(run, self.state)
+                except SupervisorError as exc:
+                    event = events.Failed(reason=exc.reason, detail=exc.detail, at=self._clock())
+                self._send.send_nowait(_Posted(event, serial))
+        finally:
+            over.set()
+
+    async def _wait_timer(
+        self, timer: Timer, seconds: float, scope: trio.CancelScope, serial: int
+    ) -> None:
+        with scope:
+            await trio.sleep(seconds)
+            self._send.send_nowait(_Posted(events.TimerFired(timer), serial))
+
+    async def _reload(self, request: int) -> None:
+        waiter = self._waiters.get(request)
+        if waiter is not None:
+            waiter.tell({"event": "accepted"})
+        try:
+            reason, detail = await self._effects.reload()
+        except SupervisorError as exc:
+            self._answer(request, "failed", exc.reason, exc.detail)
+        else:
+            self._answer(request, "committed", reason, detail)
+        self.post(events.ReloadEnded())
+
+    async def _retire(self, generation: int) -> None:
+        try:
+            await self._effects.retire(generation)
+        except SupervisorError as exc:
+            self._log.error("generation.stuck", generation=f"g{generation}", detail=exc.detail)
+        self.post(events.GenerationGone(generation=generation))
+
+    # --- answers ----------------------------------------------------------------------------
+
+    def _attach(self, request: int) -> None:
+        waiter = self._waiters[request]
+        undecided = self.state.upgrade is not None
+        follows = (commands.Promote, commands.Rollback, commands.Drain)
+        if undecided and isinstance(waiter.command, follows):
+            self._for_verdict.append(request)
+        else:
+            self._for_settlement.append(request)
+        waiter.tell({"event": "accepted"})
+
+    async def _refuse(self, request: int, reason: str, detail: str) -> None:
+        """A refusal of an upgrade is a verdict with an id of its own, in the history too."""
+        waiter = self._waiters.get(request)
+        self._log.warning("request.refused", reason=reason, detail=detail)
+        if waiter is not None and isinstance(waiter.command, commands.Upgrade | commands.Rollback):
+            told = await self._effects.pronounce(
+                {
+                    "upgrade_id": waiter.upgrade_id,
+                    "verdict": Verdict.REFUSED.value,
+                    "reason": reason,
+                    "detail": detail,
+                    "elapsed_s": 0.0,
+                    "phases": {},
+                    "of_running": False,
+                }
+            )
+            self._finish(request, told)
+            return
+        self._answer(request, "refused", reason, detail)
+
+    def _answer(self, request: int, verdict: str, reason: str, detail: str) -> None:
+        waiter = self._waiters.get(request)
+        elapsed = 0.0 if waiter is None else self._clock() - waiter.accepted_at
+        self._finish(
+            request,
+            {
+                "event": "verdict",
+                "verdict": verdict,
+                "reason": reason,
+                "detail": detail,
+                "elapsed_s": round(elapsed, 6),
+            },
+        )
+
+    def _finish(self, request: int, reply: Reply) -> None:
+        waiter = self._waiters.pop(request, None)
+        if waiter is None:
+            return
+        name = type(waiter.command).__name__.lower()
+        waiter.tell({"operation": name, **reply})
+        waiter.send.close()
+
+    async def _pronounce(self, verdict: actions.Pronounce) -> None:
+        phases = {name: round(spent, 6) for name, spent in self.phase_times.items()}
+        told = await self._effects.pronounce(
+            {
+                "verdict": verdict.verdict.value,
+                "reason": verdict.reason,
+                "detail": verdict.detail,
+                "phases": phases,
+                "elapsed_s": round(sum(phases.values()), 6),
+                "of_running": True,
+            }
+        )
+        self._log.info("upgrade.verdict", **{k: v for k, v in told.items() if k != "event"})
+        waiting, self._for_verdict = self._for_verdict, []
+        for request in waiting:
+            self._finish(request, told)
+
+
+def public_state(state: State) -> str:
+    """The word of the contract for what the machine is in."""
+    if state.upgrade is not None and state.phase in UPGRADING:
+        return "upgrading"
+    return _PUBLIC[state.phase]
+
+
+_PUBLIC: Mapping[Phase, str] = {
+    Phase.STARTING: "starting",
+    Phase.IDLE: "running",
+    Phase.BACKOFF: "backoff",
+    Phase.STOPPING: "draining",
+    Phase.STOPPED: "stopped",
+    Phase.DEGRADED: "degraded",
+    Phase.DRAINING: "draining",
+    **dict.fromkeys(UPGRADING, "upgrading"),
+}
+

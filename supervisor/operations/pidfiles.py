@@ -1,0 +1,27 @@
+"""The pid files are claims: compare them with the kernel's truth, and repair them."""
+
+from __future__ import annotations
+
+import trio
+
+from supervisor.edges import pidfile
+from supervisor.edges.generation import Generation
+from supervisor.operations.world import World
+
+
+async def settle_pid_file(world: World, generation: Generation) -> None:
+    """Afterwards the pid file names the master of `generation`; a no-op where it does already.
+
+    nginx deletes or renames it when masters leave in an unusual order, and then the next USR2
+    would break (ngx_cycle.c, ngx_delete_pidfile).
+    """
+    path = generation.program.pid_path or world.pid_path
+    if pidfile.read(path).pid == generation.master.pid:
+        return
+    await trio.to_thread.run_sync(pidfile.repair, path, generation.master.pid)
+    world.log.warning("pid_file.repaired", path=path, pid=generation.master.pid)
+
+
+async def remove_stale(path: str) -> None:
+    """Remove a pid file that names no living process; call when no master is left."""
+    await trio.to_thread.run_sync(pidfile.remove_if_dead, path)

@@ -1,0 +1,199 @@
+"""Drive `supervisor.core.rollback`: look, ask for the next step, carry it out, look again."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass, field
+
+import trio
+
+from supervisor.core.errors import OperationFailed
+from supervisor.core.rollback import Limits, Step, View, next_step
+from supervisor.edges import procfs
+from supervisor.edges.generation import Generation, Role
+from supervisor.operations import spawn
+from supervisor.operations.pidfiles import settle_pid_file
+from supervisor.operations.restore import put_previous_back
+from supervisor.operations.start import relaunch
+from supervisor.operations.world import POLL, UpgradeRun, World
+
+FORK_LIMIT = 0.05
+"""Seconds after which a USR2 that was sent has led to a child, if it ever will."""
+
+
+LOOK_AGAIN = 0.25
+"""Seconds after which deadlines are looked at although no process exited."""
+
+
+@dataclass(slots=True)
+class _Progress:
+    """When each thing was done, in trio's time; what the view tells as "ago"."""
+
+    began: float
+    times: dict[str, float] = field(default_factory=dict)
+    hups: int = 0
+    relaunched: bool = False
+    reloaded: bool = False
+
+    def mark(self, what: str) -> None:
+        self.times[what] = trio.current_time()
+
+    def ago(self, what: str) -> float | None:
+        at = self.times.get(what)
+        return None if at is None else trio.current_time() - at
+
+
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """How it ended: the id of a fresh start of the old version, where one was needed."""
+
+    relaunched: int | None
+
+
+async def roll_back(world: World, limits: Limits) -> RolledBack:
+    """Return when the old generation serves, the candidate is gone and its files are off the disk.
+
+    Raises OperationFailed when that cannot be proved: a person is needed. It may be cancelled at
+    any point and begun again: every step starts from what is seen.
+    """
+    run = world.run
+    assert run is not None
+    await _find_late_candidate(world, run)
+    progress = _Progress(began=trio.current_time())
+    old, candidate = world.active, world.candidate
+    if old is None:
+        raise OperationFailed("no_generation", "cannot roll back: no old generation is known")
+    while True:
+        view = _look(world, run, old, candidate, progress)
+        step = next_step(view, limits)
+        if step is Step.DONE:
+            break
+        if step is Step.GIVE_UP:
+            raise OperationFailed(
+                "rollback_failed",
+                f"cannot bring the old generation back: old master "
+                f"{'alive' if view.old_alive else 'gone'} with {view.old_accepting} of "
+                f"{view.old_expected} workers, candidate "
+                f"{'alive' if view.candidate_alive else 'gone'} with {view.candidate_workers}",
+            )
+        if step is Step.WAIT:
+            await _wait(view, candidate)
+            continue
+        world.log.info("rollback.step", step=step.value, upgrade_id=run.id)
+        if step is Step.RELAUNCH_OLD:
+            await put_previous_back(world, run)
+            old = await relaunch(world, old, candidate)
+            progress.relaunched = True
+            continue
+        _carry_out(step, old, candidate, progress)
+    await _finish(world, run, old, candidate)
+    return RolledBack(old.id if progress.relaunched else None)
+
+
+async def _find_late_candidate(world: World, run: UpgradeRun) -> None:
+    """USR2 may have been sent a moment ago: wait until its child has exec'd or there is none."""
+    old = world.active
+    if not run.usr2_sent or world.candidate is not None or old is None or not old.alive:
+        return
+    with trio.move_on_after(FORK_LIMIT):
+        while spawn.find_candidate(world, run, old, run.usr2_children) is None:
+            await trio.sleep(POLL)
+
+
+def _look(
+    world: World,
+    run: UpgradeRun,
+    old: Generation,
+    candidate: Generation | None,
+    progress: _Progress,
+) -> View:
+    brood = old.look()
+    alive = candidate is not None and candidate.alive
+    theirs = procfs.brood_of([])
+    if candidate is not None:
+        if not alive and "gone" not in progress.times:
+            progress.mark("gone")
+        if not alive:
+            candidate.remember(world.find_strays(candidate))
+        theirs = candidate.look()
+    had = run.winch_workers
+    fresh_start = progress.relaunched
+    return View(
+        old_alive=old.alive,
+        old_accepting=len(brood.accepting - (had or frozenset())),
+        old_expected=old.program.workers,
+        winch_sent=had is not None and not fresh_start,
+        winch_consumed=had is None or not had & (brood.accepting | brood.starting),
+        candidate_alive=alive,
+        candidate_stopped=candidate is not None and candidate.master.stopped,
+        candidate_ready=candidate is not None and candidate.ready,
+        candidate_accepting=len(theirs.accepting | theirs.starting),
+        candidate_workers=len(theirs.all_but_masters),
+        waited=trio.current_time() - progress.began,
+        candidate_gone_for=progress.ago("gone"),
+        hups=progress.hups,
+        hup_ago=progress.ago("hup"),
+        quit_ago=progress.ago("quit"),
+        workers_quit_ago=progress.ago("workers_quit"),
+        term_ago=progress.ago("term"),
+        kill_ago=progress.ago("kill"),
+        reloaded=progress.reloaded,
+        relaunched=progress.relaunched,
+        hasten=run.hasten,
+    )
+
+
+def _carry_out(
+    step: Step, old: Generation, candidate: Generation | None, progress: _Progress
+) -> None:
+    if step in (Step.HUP_OLD, Step.RELOAD_OLD):
+        old.master.send(signal.SIGHUP)
+        progress.mark("hup")
+        progress.hups += 1
+        progress.reloaded = progress.reloaded or step is Step.RELOAD_OLD
+        return
+    assert candidate is not None
+    candidate.told_to_stop = True
+    if step is Step.QUIT_CANDIDATE:
+        candidate.master.send(signal.SIGQUIT)
+        progress.mark("quit")
+    elif step is Step.QUIT_WORKERS:
+        candidate.signal_workers(signal.SIGQUIT)
+        progress.mark("workers_quit")
+    elif step is Step.TERM_CANDIDATE:
+        candidate.master.send(signal.SIGTERM)
+        progress.mark("term")
+    elif step is Step.TERM_WORKERS:
+        # Those that do not react first; the others may still be serving their last answers.
+        candidate.signal_workers(signal.SIGTERM, candidate.look().accepting or None)
+        progress.mark("term")
+    elif step is Step.KILL_CANDIDATE:
+        candidate.look()
+        candidate.master.send(signal.SIGKILL)
+        progress.mark("kill")
+    elif step is Step.KILL_WORKERS:
+        candidate.signal_workers(signal.SIGKILL)
+        progress.mark("kill")
+
+
+async def _wait(view: View, candidate: Generation | None) -> None:
+    """Until the next look: at the next exit once only connections drain, else a moment."""
+    draining = view.candidate_workers and not view.candidate_accepting
+    if candidate is not None and draining and view.old_accepting >= view.old_expected:
+        with trio.move_on_after(LOOK_AGAIN):
+            await candidate.any_exit()
+        return
+    await trio.sleep(POLL)
+
+
+async def _finish(
+    world: World, run: UpgradeRun, old: Generation, candidate: Generation | None
+) -> None:
+    """Files as they were before: pid file, binary and modules, the probe listener's include."""
+    if candidate is not None:
+        world.generations.drop(candidate)
+    await settle_pid_file(world, old)
+    await put_previous_back(world, run)
+    if run.include_written:
+        await trio.to_thread.run_sync(world.listener.restore, run.include_text)
+    old.role = Role.ACTIVE

@@ -1,0 +1,76 @@
+"""The two steps forward: WINCH to the old master, and later QUIT to it."""
+
+from __future__ import annotations
+
+import signal
+
+import trio
+
+from supervisor.core.errors import OperationFailed
+from supervisor.edges.generation import Generation
+from supervisor.operations.pidfiles import settle_pid_file
+from supervisor.operations.world import POLL, World
+
+WINCH_LIMIT = 5.0
+"""Seconds within which the old workers must begin to leave."""
+
+
+async def shift(world: World) -> None:
+    """Take the old generation out of service; return when only the candidate accepts.
+
+    Raises OperationFailed when the old workers do not leave, or when the candidate was lost
+    meanwhile: nginx does not revive the old workers when its child died just before WINCH.
+    """
+    run, old, candidate = world.run, world.active, world.candidate
+    assert run is not None
+    if old is None or candidate is None:
+        raise OperationFailed("candidate_exited", "cannot shift: a generation is gone")
+    run.winch_workers = old.look().all_but_masters
+    if old.alive:
+        old.master.send(signal.SIGWINCH)
+    else:
+        old.signal_workers(signal.SIGQUIT)
+    with trio.move_on_after(WINCH_LIMIT):
+        while not winch_consumed(old, run.winch_workers):
+            await trio.sleep(POLL)
+        _expect_workers(candidate)
+        return
+    raise OperationFailed(
+        "winch_ignored",
+        f"the old workers did not begin to leave within {WINCH_LIMIT:g} s of WINCH to "
+        f"{old.master.pid}",
+    )
+
+
+def winch_consumed(old: Generation, had: frozenset[int]) -> bool:
+    """Every worker that the old master had when WINCH was sent is leaving or gone."""
+    brood = old.look()
+    return not had & (brood.accepting | brood.starting)
+
+
+def _expect_workers(candidate: Generation) -> None:
+    if not candidate.alive:
+        raise OperationFailed("candidate_exited", "the candidate's master is gone")
+    if not candidate.look().accepting:
+        raise OperationFailed("no_workers", "no worker of the candidate accepts any more")
+
+
+async def commit(world: World) -> None:
+    """Look at the candidate a last time, then QUIT the old master: the point of no return.
+
+    Raises OperationFailed, and nothing was sent, when the candidate does not hold up. Cancelling
+    has no effect between the last look and the signal: there is no checkpoint.
+    """
+    run, old, candidate = world.run, world.active, world.candidate
+    assert run is not None
+    if candidate is None:
+        raise OperationFailed("candidate_exited", "cannot commit: the candidate is gone")
+    await settle_pid_file(world, candidate)
+    _expect_workers(candidate)
+    if candidate.master.stopped:
+        raise OperationFailed("candidate_stopped", "the candidate's master is stopped (SIGSTOP)")
+    if old is not None:
+        old.told_to_stop = True
+        run.quit_sent = True
+        if not old.master.send(signal.SIGQUIT):
+            old.signal_workers(signal.SIGQUIT)

@@ -1,0 +1,177 @@
+"""What all operations share: the generations, the running upgrade and the edges."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import trio
+
+from supervisor.core.events import Event
+from supervisor.edges import procfs
+from supervisor.edges.generation import Generation, Program, Role
+from supervisor.edges.process import Process
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+    from supervisor.core.settings import Settings
+    from supervisor.edges.journal import Journal
+    from supervisor.edges.preflight import Plan
+    from supervisor.edges.probe_listener import ProbeListener
+    from supervisor.edges.store import VersionStore
+
+POLL = 0.0005
+"""Seconds between two looks at /proc; only for readiness, the candidate's appearance and workers
+that leave or come back, of which the kernel tells no one but their parent."""
+
+
+class Generations:
+    """All generations that have a living process, by id; ids are never reused."""
+
+    def __init__(self, first_id: int = 1) -> None:
+        self._by_id: dict[int, Generation] = {}
+        self._next_id = first_id
+
+    def reserve(self) -> int:
+        """An id for a generation that is to come."""
+        number = self._next_id
+        self._next_id += 1
+        return number
+
+    def add(self, generation: Generation) -> None:
+        """Take `generation` in."""
+        self._by_id[generation.id] = generation
+        self._next_id = max(self._next_id, generation.id + 1)
+
+    def get(self, number: int | None) -> Generation | None:
+        """The generation with this id, None when it is gone."""
+        return None if number is None else self._by_id.get(number)
+
+    def drop(self, generation: Generation) -> None:
+        """Forget a generation whose processes are all gone."""
+        if self._by_id.pop(generation.id, None) is not None:
+            generation.close()
+
+    def __iter__(self) -> Iterator[Generation]:
+        return iter(sorted(self._by_id.values(), key=lambda one: one.id))
+
+    def with_role(self, role: Role) -> Generation | None:
+        """The newest generation with `role`."""
+        found = [one for one in self if one.role is role]
+        return found[-1] if found else None
+
+    def tracked(self) -> set[int]:
+        """The pids of all processes that belong to a generation."""
+        pids = set()
+        for one in self:
+            pids.add(one.master.pid)
+            pids.update(one.workers)
+        return pids
+
+    def sessions(self) -> set[int]:
+        """The sessions that our masters live in: every process that nginx made is in one."""
+        stats = (procfs.read_stat(one.master.pid) for one in self)
+        return {stat.session for stat in stats if stat is not None}
+
+
+@dataclass(slots=True, kw_only=True)
+class UpgradeRun:
+    """What was done so far in the running upgrade; a rollback undoes exactly this."""
+
+    id: str
+    candidate_id: int | None = None
+    plan: Plan | None = None
+    program: Program | None = None  # the candidate's
+    installed: bool = False  # the new binary stands at nginx.binary
+    usr2_sent: bool = False
+    usr2_children: frozenset[int] = frozenset()  # the old master's children before USR2
+    winch_workers: frozenset[int] | None = None  # the old workers when WINCH was sent
+    quit_sent: bool = False  # to the old master: the point of no return
+    include_text: str | None = None  # of the probe listener's file before the upgrade
+    include_written: bool = False
+    port: int | None = None  # the candidate's private probe listener
+    judged: bool = False
+    hasten: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class World:
+    """The edges and the facts that operations work on. One task runs operations at a time."""
+
+    settings: Settings
+    log: FilteringBoundLogger
+    store: VersionStore
+    journal: Journal
+    listener: ProbeListener
+    generations: Generations
+    post: Callable[[Event], None]  # into the engine's queue; never blocks
+    watch: Callable[[Generation], None]  # start the watcher of a new generation
+    run: UpgradeRun | None = None
+    pid_path: str = ""  # as the configuration of the serving generation says
+    sessions: set[int] = field(default_factory=set)  # of every master of this life
+    last_listener_text: str | None = None
+    hasten: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def active(self) -> Generation | None:
+        """The generation that serves."""
+        return self.generations.with_role(Role.ACTIVE)
+
+    @property
+    def candidate(self) -> Generation | None:
+        """The new generation of the running upgrade."""
+        return self.generations.with_role(Role.CANDIDATE)
+
+    def join(self, generation: Generation) -> None:
+        """Take a generation in and watch it."""
+        self.generations.add(generation)
+        stat = procfs.read_stat(generation.master.pid)
+        if stat is not None:
+            self.sessions.add(stat.session)
+        self.watch(generation)
+
+    def find_strays(self, like: Generation) -> list[int]:
+        """Living processes that came from `like` and that nobody tracks: its late workers.
+
+        They are in one of our sessions, younger than its master, no masters themselves, and have
+        lost their parent (which is then us, or whoever reaps orphans where we were restarted).
+        """
+        tracked = self.generations.tracked()
+        strays = []
+        for name in os.listdir("/proc"):
+            if not name.isdigit() or int(name) in tracked:
+                continue
+            stat = procfs.read_stat(int(name))
+            if (
+                stat is not None
+                and stat.alive
+                and stat.session in self.sessions
+                and stat.start >= like.master.start
+                and stat.parent not in tracked
+                and not stat.has_execed
+            ):
+                strays.append(stat.pid)
+        return strays
+
+    def reap_strays(self) -> None:
+        """Reap dead children of ours that nginx left behind and nobody tracks.
+
+        Only those in a session of our masters: the supervisor's other children are in sessions
+        of their own or in ours, and their exit statuses belong to whoever started them.
+        """
+        tracked = self.generations.tracked()
+        for pid in procfs.children(os.getpid()):
+            stat = procfs.read_stat(pid)
+            if stat is None or stat.alive or pid in tracked or stat.session not in self.sessions:
+                continue
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+
+
+async def wait_gone(processes: list[Process]) -> None:
+    """Return when all of `processes` have exited."""
+    async with trio.open_nursery() as nursery:
+        for process in processes:
+            nursery.start_soon(process.wait_exited)
