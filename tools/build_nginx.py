@@ -48,7 +48,8 @@ from tools.nginx_cache import (
 )
 
 # One build per slot, from the first suite that has it. A slot's later suites stand in where a
-# mirror answers 404: an old release leaves the mirrors for the archive, its security suite stays longer.
+# mirror answers 404: an old release leaves the mirrors for the archive; its security suite stays
+# longer.
 SLOTS: dict[str, tuple[str, ...]] = {
     "old": ("bullseye", "bullseye-security"),
     "middle": ("bookworm", "bookworm-security", "bookworm-backports"),
@@ -59,6 +60,7 @@ FEWEST_VERSIONS = 2
 # unix socket (1.19.1), and which workers a shared listener wakes (1.21.6).
 SPANNED = ("1.19.1", "1.21.6")
 FIRST_WITH_PCRE2 = version_number("1.21.5")
+SUITES_WITH_OLD_PCRE = ("bullseye", "bookworm")
 
 SOURCES_OF_MODULE = Path(__file__).resolve().parent.parent / "tests" / "nginx" / "marker"
 CONFIGURE = (
@@ -240,15 +242,20 @@ def unpack_old_pcre(tarball: Tarball, *, mirrors: Mirrors, work: Path) -> tuple[
     """The configure options that give an old nginx its PCRE library where the system has none."""
     if version_number(tarball.version) >= FIRST_WITH_PCRE2 or system_packages.OLD_PCRE.is_met():
         return ()
-    try:
-        path = debian_sources.fetch("pcre3", suite=tarball.suite, mirrors=mirrors, into=work)
-    except FetchError as error:
-        raise BuildsError(
-            f"cannot build nginx {tarball.version} without PCRE 8: install"
-            f" {system_packages.OLD_PCRE.package}, or let apt fetch its source: {error}"
-        ) from error
-    tree = unpack(path, into=work / "pcre")
-    return (f"--with-pcre={tree}", "--with-pcre-opt=-O1")
+    reasons = []
+    for suite in SUITES_WITH_OLD_PCRE:
+        try:
+            path = debian_sources.fetch("pcre3", suite=suite, mirrors=mirrors, into=work)
+        except FetchError as error:
+            reasons.append(str(error))
+        else:
+            # Relative: the path shows in `nginx -V`.
+            unpack(path, into=work / "source" / "pcre")
+            return ("--with-pcre=pcre", "--with-pcre-opt=-O1")
+    raise BuildsError(
+        f"cannot build nginx {tarball.version} without PCRE 8: install"
+        f" {system_packages.OLD_PCRE.package}, or let apt fetch its source: {'; '.join(reasons)}"
+    )
 
 
 def unpack(tarball: Path, *, into: Path) -> Path:

@@ -2,8 +2,8 @@
 
 The machine's apt sources say which mirror to use and its apt.conf which proxy; nothing else is
 taken from them, and nothing on the system is written: lists, caches and sources live in a private
-folder. apt verifies what it fetches: the suite's Release file by Debian's archive keyring, the index by
-Release, each file by the index.
+folder. apt verifies what it fetches: the suite's Release file by Debian's keyring, the index
+by the Release file, each file by the index.
 """
 
 from __future__ import annotations
