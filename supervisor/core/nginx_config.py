@@ -4,7 +4,8 @@ The dump is every file's raw text under a heading `# configuration file PATH:`, 
 first reading. Includes are not resolved in it: a file may belong to the main context, to `http` or
 to a `server`, and only the place of its `include` says which. So the first file is interpreted, and
 each `include` is followed among the dumped files with the same globbing as nginx's, in the context
-where it stands. Text that cannot be understood never raises: the facts keep their defaults and `problems`
+where it stands. Text that cannot be understood never raises: the facts keep their defaults and
+`problems`
 says what was wrong, since nginx itself has accepted that text.
 """
 
@@ -92,7 +93,8 @@ def effective(config: NginxConfig, from_globals: NginxConfig) -> NginxConfig:
             changes[each.name] = added + present
         elif added != each.default:
             changes[each.name] = added
-    return replace(config, **changes)  # type: ignore[arg-type]  # names and values are the class's own
+    return replace(config, **changes)  # type: ignore[arg-type]  # names and values are the class's
+    own
 
 
 def under_prefix(path: str, prefix: str) -> str:
@@ -148,8 +150,8 @@ class _Reading:
 
     def change(self, **facts: object) -> bool:
         """Keeps facts; True, so that a handler can end with it."""
-        self.config = replace(self.config, **facts)  # type: ignore[arg-type]  # checked by the handlers
-        return True
+        self.config = replace(self.config, **facts)  # type: ignore[arg-type]  # checked by the
+        handlers return True
 
     def _directives(self, path: str) -> tuple[Directive, ...]:
         if path not in self._parsed:

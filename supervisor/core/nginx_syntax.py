@@ -2,7 +2,7 @@
 
 The rules are those of `ngx_conf_read_token` (src/core/ngx_conf_file.c): quotes and `#` mean
 something only at the start of a word, a backslash keeps the next character in the word, and `${` in
-a word opens no block. Bodies of `*_by_lua_block { }` are Lua, not nginx syntax, and are stepped over
+a word opens no block. Bodies of `*_by_lua_block { }` are Lua, not nginx syntax, and stepped over
 by matching braces outside Lua's strings and comments, as the Lua module does with its own lexer.
 """
 
