@@ -93,8 +93,7 @@ def effective(config: NginxConfig, from_globals: NginxConfig) -> NginxConfig:
             changes[each.name] = added + present
         elif added != each.default:
             changes[each.name] = added
-    return replace(config, **changes)  # type: ignore[arg-type]  # names and values are the class's
-    own
+    return replace(config, **changes)  # type: ignore[arg-type]  # the class's own values
 
 
 def under_prefix(path: str, prefix: str) -> str:
@@ -150,8 +149,8 @@ class _Reading:
 
     def change(self, **facts: object) -> bool:
         """Keeps facts; True, so that a handler can end with it."""
-        self.config = replace(self.config, **facts)  # type: ignore[arg-type]  # checked by the
-        handlers return True
+        self.config = replace(self.config, **facts)  # type: ignore[arg-type]  # by handlers
+        return True
 
     def _directives(self, path: str) -> tuple[Directive, ...]:
         if path not in self._parsed:

@@ -18,14 +18,12 @@ from enum import Enum
 from pathlib import Path
 
 from supervisor.core.errors import Refusal
+from supervisor.edges import procfs
 from supervisor.edges.files import REAL_DISK, Disk, read_regular, storing, write_atomically
 
 OLDBIN_SUFFIX = ".oldbin"
 _LARGEST = 64
 _PID = re.compile(rb"\s*([0-9]{1,10})\s*")
-_START_TIME_FIELD = 22
-_STATE_FIELD = 3
-_DEAD_STATES = frozenset("ZXx")
 _FILE_MODE = 0o644
 
 
@@ -65,15 +63,8 @@ def oldbin_path(path: Path) -> Path:
 
 def identity_of(pid: int) -> ProcessIdentity | None:
     """The living process `pid`; None where there is none (a zombie is dead)."""
-    try:
-        content = Path(f"/proc/{pid}/stat").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    # The second field is the name in parentheses, which may hold spaces and parentheses itself.
-    fields = content[content.rindex(b")") + 2 :].split()
-    if fields[_STATE_FIELD - 3].decode() in _DEAD_STATES:
-        return None
-    return ProcessIdentity(pid, int(fields[_START_TIME_FIELD - 3]))
+    stat = procfs.read_stat(pid)
+    return ProcessIdentity(pid, stat.start) if stat is not None and stat.alive else None
 
 
 def is_alive(process: ProcessIdentity) -> bool:

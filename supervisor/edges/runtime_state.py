@@ -15,7 +15,6 @@ from supervisor.edges.files import REAL_DISK, Disk, read_regular, storing, write
 
 _FORMAT = 1
 _LARGEST = 2**20
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +38,6 @@ class RuntimeContents:
 
     masters: tuple[KnownMaster, ...] = ()
     note: str = ""
-
-
-def boot_id() -> str:
-    """This boot of the kernel."""
-    return _BOOT_ID.read_text(encoding="ascii").strip()
 
 
 class RuntimeState:
