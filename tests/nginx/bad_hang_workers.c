@@ -1,0 +1,27 @@
+/* From DELAY_MS on no worker comes back from epoll_wait(): clients wait, and only SIGKILL ends it. */
+#include "candidate.h"
+#include <sys/epoll.h>
+
+static void
+hang_if_due(void)
+{
+    while (in_worker() && is_due()) {
+        pause();
+    }
+}
+
+int
+epoll_wait(int epoll, struct epoll_event *events, int size, int timeout)
+{
+    int ready;
+
+    hang_if_due();
+    ready = REAL(epoll_wait)(epoll, events, size, timeout);
+    hang_if_due();
+    return ready;
+}
+
+static void
+at_start(void)
+{
+}

@@ -1,0 +1,166 @@
+/*
+ * What every bad candidate shares: when it misbehaves, in which process, and on which connections.
+ *
+ * A candidate is a real nginx with one more shared object, loaded first. The object's constructor runs
+ * before main(), and the libc functions it defines are the ones that nginx calls.
+ *
+ * It is armed only where nginx was started by a binary upgrade: the variable NGINX names sockets, and
+ * the arguments ask for no test (-t, -T), version (-v, -V) or signal (-s). So preflight passes, and a
+ * cold start is healthy. -DALWAYS=1 arms it in a cold start too.
+ *
+ * Knobs: DELAY_MS, when it begins (after the start of the process that misbehaves); WHERE, on which
+ * listeners; and those that the file of a kind names. nginx drops the environment in an upgrade, and
+ * the supervisor copies the file, so a knob can only be compiled in.
+ */
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef DELAY_MS
+#define DELAY_MS 0
+#endif
+#ifndef ALWAYS
+#define ALWAYS 0
+#endif
+
+#define EVERYWHERE 0
+#define NEW 1       /* listeners that the candidate opened itself: the private probe listener */
+#define INHERITED 2 /* listeners that it got from the old master: the public ones */
+#ifndef WHERE
+#define WHERE EVERYWHERE
+#endif
+
+#define MAX_FD 65536
+#define HELPER __attribute__((unused)) static
+
+/* The next definition of a libc function that the candidate defines itself. */
+#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+
+/* Each kind says what it does in the armed master before main(). */
+static void at_start(void);
+
+static int armed;
+static pid_t master;
+static struct timespec started;
+static unsigned char inherited[MAX_FD];
+
+HELPER int
+in_master(void)
+{
+    return armed && getpid() == master;
+}
+
+/* True in workers and cache processes. */
+HELPER int
+in_worker(void)
+{
+    return armed && getpid() != master;
+}
+
+HELPER int
+is_due(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (now.tv_sec - started.tv_sec) * 1000 + (now.tv_nsec - started.tv_nsec) / 1000000 >= DELAY_MS;
+}
+
+/* Whether this listening socket is among those that WHERE means. */
+HELPER int
+is_meant(int listener)
+{
+    if (WHERE == EVERYWHERE || listener < 0 || listener >= MAX_FD) {
+        return WHERE == EVERYWHERE;
+    }
+    return (WHERE == INHERITED) == inherited[listener];
+}
+
+HELPER void
+wait_ms(long ms)
+{
+    struct timespec left = { ms / 1000, ms % 1000 * 1000000 };
+
+    while (nanosleep(&left, &left) == -1 && errno == EINTR) {
+    }
+}
+
+/*
+ * Calls act() in this process, and not in its children, after `ms`; then every `again_ms` if not 0.
+ * A timer with a real-time signal: nginx uses neither, and a thread would die in each fork().
+ */
+HELPER void
+call_after(long ms, long again_ms, void (*act)(int))
+{
+    timer_t           timer;
+    struct sigevent   event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGRTMAX - 1 };
+    struct sigaction  action = { .sa_handler = act, .sa_flags = SA_NODEFER };
+    struct itimerspec when = { { again_ms / 1000, again_ms % 1000 * 1000000 },
+                               { ms / 1000, ms % 1000 * 1000000 + 1 } };
+
+    if (REAL(sigaction)(SIGRTMAX - 1, &action, NULL) == -1
+        || timer_create(CLOCK_MONOTONIC, &event, &timer) == -1
+        || timer_settime(timer, 0, &when, NULL) == -1)
+    {
+        abort();
+    }
+}
+
+/* The arguments as nginx reads them: letters may share one dash, and some take a value. */
+static int
+asks_to_run(int argc, char **argv)
+{
+    int   i;
+    char *letter;
+
+    for (i = 1; i < argc; i++) {
+        for (letter = argv[i][0] == '-' ? argv[i] + 1 : ""; *letter; letter++) {
+            if (strchr("tTvVsh?", *letter)) {
+                return 0;
+            }
+            if (strchr("pcge", *letter)) {
+                i += letter[1] == '\0';
+                break;
+            }
+        }
+    }
+    return 1;
+}
+
+static void
+note_inherited(const char *list)
+{
+    char *end;
+    long  fd;
+
+    for (; *list; list = *end ? end + 1 : end) {
+        fd = strtol(list, &end, 10);
+        if (end == list) {
+            end++;
+        } else if (fd >= 0 && fd < MAX_FD) {
+            inherited[fd] = 1;
+        }
+    }
+}
+
+__attribute__((constructor)) static void
+arm(int argc, char **argv)
+{
+    const char *list = getenv("NGINX");
+
+    if (!asks_to_run(argc, argv) || (!ALWAYS && (list == NULL || *list == '\0'))) {
+        return;
+    }
+    note_inherited(list ? list : "");
+    clock_gettime(CLOCK_MONOTONIC, &started);
+    master = getpid();
+    armed = 1;
+    at_start();
+}

@@ -1,0 +1,236 @@
+"""Bad candidates: real nginx builds that start an upgrade well and then go wrong in one known way.
+
+A candidate is a copy of a build with one more shared object (tests/nginx/bad_KIND.c), which
+patchelf makes the first of its libraries. tests/nginx/README.md tells how each kind shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from tools import system_packages
+from tools.nginx_cache import Build, BuildsError, cache_folder
+
+SOURCES = Path(__file__).resolve().parent.parent / "tests" / "nginx"
+COMPILE = ("-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror")
+# Empty stubs since glibc 2.34; needed on older systems.
+LIBRARIES = ("-ldl", "-lrt")
+
+Knob = int | str
+WHERE = ("everywhere", "new", "inherited")
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One way to go wrong, and its knobs with their defaults."""
+
+    summary: str
+    knobs: Mapping[str, Knob] = field(default_factory=lambda: MappingProxyType({}))
+
+
+def _kind(summary: str, **knobs: Knob) -> Kind:
+    return Kind(summary, MappingProxyType(knobs))
+
+
+# Kinds with a source in tests/nginx. Each also takes always=1: it misbehaves in a cold start too.
+COMPILED: dict[str, Kind] = {
+    "good": _kind("nothing is wrong; another hash"),
+    "exit_at_once": _kind("the master exits before it reads its configuration", code=1),
+    "exit_later": _kind("the master exits, its workers live on", delay_ms=1500, code=1),
+    "hang": _kind("hangs before its pid file; only KILL helps"),
+    "slow_start": _kind("takes its time to start, then is well", delay_ms=3000),
+    "stop_after": _kind("the master stops itself by SIGSTOP", delay_ms=1500),
+    "spin_master": _kind("the master no longer acts on signals", delay_ms=300),
+    "deaf_master": _kind("the master ignores QUIT, WINCH, TERM", delay_ms=0, obeys_term=0),
+    "workers_fatal": _kind("workers exit with code 2 in their start"),
+    "workers_exit": _kind("workers exit again and again", delay_ms=50, code=1),
+    "workers_crash": _kind("workers die by a signal again and again", delay_ms=50, signal=11),
+    "worker_crash_once": _kind("one worker dies by a signal once", delay_ms=50, signal=11),
+    "leaky_workers": _kind("workers grow", delay_ms=0, mb_per_second=50, limit_mb=200),
+    "alerting": _kind("workers write [alert] lines", delay_ms=50),
+    "hang_workers": _kind("workers never answer; only KILL helps", delay_ms=0),
+    "silent_listeners": _kind("listeners connect but never answer", where="everywhere"),
+    "refuse_new_listeners": _kind("a listener that it opens itself refuses connections"),
+    "reset_connections": _kind("connections are reset", delay_ms=0, where="everywhere"),
+    "status_500": _kind("responses say 500", delay_ms=0, where="everywhere"),
+    "wrong_body": _kind("responses have another body", delay_ms=0, where="everywhere"),
+}
+# Kinds made from the file alone. All but the first are refused before they are ever started.
+MADE: dict[str, Kind] = {
+    "without_stub_status": _kind("the same version without that module"),
+    "wrapper": _kind("a shell script that runs nginx"),
+    "truncated": _kind("the first half of the file"),
+    "wrong_architecture": _kind("an ELF file for another machine"),
+    "not_nginx": _kind("a program that is not nginx"),
+    "not_executable": _kind("nginx without its x bit"),
+    "empty": _kind("no bytes at all"),
+}
+KINDS: dict[str, Kind] = {**COMPILED, **MADE}
+
+
+def candidate(build: Build, kind: str, *, into: Path | None = None, **knobs: Knob) -> Path:
+    """A binary named `nginx`, made from `build`, that goes wrong in the way of `kind`.
+
+    Made once for each build, kind and knobs, in the cache folder or in the folder `into`: a test
+    that runs nginx as a user who cannot read the caller's home gives one. Several callers share the
+    file, so change only copies of it.
+    Raises ValueError for an unknown kind or knob, BuildsError where it cannot be made.
+    """
+    values = check_knobs(kind, knobs)
+    root = into or cache_folder() / "candidates"
+    if kind == "without_stub_status":
+        return lacking(build)
+    if kind in MADE:
+        maker = _MAKERS[kind]
+        return _publish(root / build.version / f"{kind}-{_digest(build.path)}", build, maker)
+    library = shared_object(kind, values, folder=root / "lib")
+    folder = root / build.version / f"{library.stem}-{_digest(build.path)}"
+    return _publish(folder, build, lambda source, target: _add_library(source, target, library))
+
+
+def lacking(build: Build) -> Path:
+    """The twin of `build` without a common module. Raises BuildsError where there is none."""
+    if not build.lacking.is_file():
+        raise BuildsError(f"cannot offer {build.lacking}: only builds made here have such a twin")
+    return build.lacking
+
+
+def check_knobs(kind: str, given: Mapping[str, Knob]) -> dict[str, Knob]:
+    """The knobs of `kind` with their values. Raises ValueError for what it does not have."""
+    if kind not in KINDS:
+        raise ValueError(f"cannot make a candidate of kind {kind!r}: one of {', '.join(KINDS)}")
+    known = {**KINDS[kind].knobs, **({"always": 0} if kind in COMPILED else {})}
+    for name, value in given.items():
+        if name not in known:
+            raise ValueError(
+                f"cannot set {name} of {kind}: it has {', '.join(known) or 'no knobs'}"
+            )
+        if name == "where" and value not in WHERE:
+            raise ValueError(f"cannot set where={value!r}: one of {', '.join(WHERE)}")
+    return {**known, **given}
+
+
+def shared_object(kind: str, values: Mapping[str, Knob], *, folder: Path) -> Path:
+    """The compiled tests/nginx/bad_KIND.c with its knobs."""
+    source = SOURCES / f"bad_{kind}.c"
+    defines = [f"-D{name.upper()}={str(value).upper()}" for name, value in sorted(values.items())]
+    digest = hashlib.sha256(repr((COMPILE, defines)).encode())
+    for path in (source, *sorted(SOURCES.glob("*.h"))):
+        digest.update(path.read_bytes())
+    target = folder / f"{kind}-{digest.hexdigest()[:12]}.so"
+    if target.exists():
+        return target
+    _make_folder(folder)
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=folder) as work:
+        made = Path(work) / target.name
+        command = ["gcc", *COMPILE, *defines, "-o", str(made), str(source), *LIBRARIES]
+        _run(command, doing=f"compile {source.name}")
+        made.chmod(0o755)
+        os.replace(made, target)
+    return target
+
+
+def _publish(folder: Path, build: Build, make: Callable[[Path, Path], None]) -> Path:
+    """Makes folder/nginx once; two processes that make it at once put the same file there."""
+    target = folder / "nginx"
+    if target.exists():
+        return target
+    _make_folder(folder)
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=folder) as work:
+        made = Path(work) / "nginx"
+        make(build.path, made)
+        os.replace(made, target)
+    return target
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes it writable by its owner only, whatever the umask: the supervisor refuses others."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        path.chmod(0o755)
+
+
+def _add_library(source: Path, target: Path, library: Path) -> None:
+    shutil.copyfile(source, target)
+    target.chmod(0o755)
+    _run([patchelf(), "--add-needed", str(library), str(target)], doing=f"patch a copy of {source}")
+
+
+def patchelf() -> str:
+    """The patchelf of this virtual environment, else the system's."""
+    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = shutil.which("patchelf", path=places)
+    if found is None:
+        raise BuildsError("cannot find patchelf: run `make venv`, which installs it")
+    return found
+
+
+def _wrapper(source: Path, target: Path) -> None:
+    target.write_text(f'#!/bin/sh\nexec {source} "$@"\n', encoding="utf-8")
+    target.chmod(0o755)
+
+
+def _truncated(source: Path, target: Path) -> None:
+    whole = source.read_bytes()
+    target.write_bytes(whole[: len(whole) // 2])
+    target.chmod(0o755)
+
+
+def _wrong_architecture(source: Path, target: Path) -> None:
+    elf = bytearray(source.read_bytes())
+    # e_machine, 2 bytes at offset 18: SPARC version 9 (43) is nobody's test machine.
+    elf[18:20] = (43).to_bytes(2, sys.byteorder)
+    target.write_bytes(elf)
+    target.chmod(0o755)
+
+
+def _not_nginx(source: Path, target: Path) -> None:
+    del source
+    shutil.copyfile(shutil.which("true") or "/bin/true", target)
+    target.chmod(0o755)
+
+
+def _not_executable(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+    target.chmod(stat.S_IRUSR | stat.S_IWUSR | stat.S_IRGRP | stat.S_IROTH)
+
+
+def _empty(source: Path, target: Path) -> None:
+    del source
+    target.touch()
+    target.chmod(0o755)
+
+
+_MAKERS: dict[str, Callable[[Path, Path], None]] = {
+    "wrapper": _wrapper,
+    "truncated": _truncated,
+    "wrong_architecture": _wrong_architecture,
+    "not_nginx": _not_nginx,
+    "not_executable": _not_executable,
+    "empty": _empty,
+}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def _run(command: list[str], *, doing: str) -> None:
+    if command[0] == "gcc":
+        system_packages.ensure(system_packages.COMPILER)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+    )
+    if done.returncode != 0:
+        raise BuildsError(f"cannot {doing}: {done.stderr.strip()[-2000:]}")
