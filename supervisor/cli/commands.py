@@ -1,0 +1,221 @@
+"""Runs one command: sends the call, shows the replies, and turns the end into an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+
+from supervisor import wire
+from supervisor.cli import READ_TIMEOUT, Options
+from supervisor.cli.connection import ClientError, Connection, WaitEnded
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from supervisor.cli.arguments import Command
+
+Fields = dict[str, object]
+
+CHECK_TIMEOUT = 120.0
+"""Seconds for `check`, which loads nginx's whole configuration."""
+
+_EXIT_CODES = {
+    "committed": wire.ExitCode.DONE,
+    "done": wire.ExitCode.DONE,
+    "failed": wire.ExitCode.FAILED,
+    "refused": wire.ExitCode.REFUSED,
+    "rolled_back": wire.ExitCode.ROLLED_BACK,
+}
+_ERROR_CODES = {
+    f"{wire.INTERFACE}.NotPermitted": wire.ExitCode.UNREACHABLE,
+    f"{wire.INTERFACE}.Busy": wire.ExitCode.UNREACHABLE,
+    f"{wire.SERVICE_INTERFACE}.InvalidParameter": wire.ExitCode.USAGE,
+    f"{wire.SERVICE_INTERFACE}.MethodNotFound": wire.ExitCode.REFUSED,
+    f"{wire.SERVICE_INTERFACE}.MethodNotImplemented": wire.ExitCode.REFUSED,
+    f"{wire.SERVICE_INTERFACE}.InterfaceNotFound": wire.ExitCode.UNREACHABLE,
+}
+
+
+def run_command(words: list[str], options: Options) -> int:
+    """Run the command that `words` begin with."""
+    from supervisor.cli.arguments import COMMANDS, parse_arguments, usage
+
+    if not words:
+        print(usage(), file=sys.stderr)
+        return wire.ExitCode.USAGE
+    name, *rest = words
+    if name in {"-h", "--help", "help"}:
+        _line(usage())
+        return wire.ExitCode.DONE
+    if name == "--version":
+        from importlib.metadata import version
+
+        _line(f"nginxctl {version('nginx-supervisor')}")
+        return wire.ExitCode.DONE
+    if name not in COMMANDS:
+        raise ClientError(wire.ExitCode.USAGE, f"there is no command {name!r}; {_nearest(name)}")
+    given = parse_arguments(name, rest)
+    options.json = options.json or given.json
+    options.socket = given.socket or options.socket
+    command = COMMANDS[name]
+    parameters = command.parameters(given)
+    if command.operates:
+        return _operate(name, command, parameters, options, getattr(given, "timeout", None))
+    if name == "events":
+        return _events(parameters, options)
+    return _look(name, command, parameters, options)
+
+
+def show_status_reply(message: bytes) -> int:
+    """Show a reply of Status that is not in our service's own form, or an error."""
+    reply = _checked(wire.parse_reply(message))
+    _line(_json(reply.parameters))
+    return wire.ExitCode.DONE
+
+
+def exit_code(command: str, verdict: Fields) -> int:
+    """The exit code for the last event of `command`.
+
+    `rollback` is done when the old version serves: that is so when the upgrade that ran was
+    rolled back. A rollback after a commit is an upgrade of its own; when that is rolled back,
+    the newer version still serves, and then the verdict's operation is the rollback itself.
+    """
+    word = verdict.get("verdict")
+    if command == "rollback" and word == "rolled_back" and verdict.get("operation") != "rollback":
+        return wire.ExitCode.DONE
+    return _EXIT_CODES.get(str(word), wire.ExitCode.FAILED)
+
+
+def _operate(
+    name: str, command: Command, parameters: Fields, options: Options, timeout: float | None
+) -> int:
+    from supervisor.cli.render import Timeline
+
+    timeline = Timeline(name)
+    last: Fields = {}
+    with Connection(options.socket, timeout=timeout) as connection:
+        try:
+            for reply in _replies(connection, command, parameters):
+                last = _fields(reply.parameters.get("progress"))
+                _line(_json(last) if options.json else timeline.line(last))
+        except WaitEnded as ended:
+            raise _goes_on(name, ended.message) from ended
+        except KeyboardInterrupt:
+            raise _goes_on(name, "interrupted") from None
+    if last.get("event") == "accepted":
+        return wire.ExitCode.DONE
+    code = exit_code(name, last)
+    if code != wire.ExitCode.DONE:
+        print("\n".join(timeline.explanation(last)), file=sys.stderr)
+    return code
+
+
+def _goes_on(name: str, cause: str) -> ClientError:
+    text = f"{cause}; the {name} goes on: `nginxctl status` shows it"
+    if name == "upgrade":
+        text += ", `nginxctl rollback` ends it"
+    return ClientError(wire.ExitCode.GAVE_UP, text)
+
+
+def _look(name: str, command: Command, parameters: Fields, options: Options) -> int:
+    timeout = CHECK_TIMEOUT if name == "check" else READ_TIMEOUT
+    with Connection(options.socket, timeout=timeout) as connection:
+        (reply,) = _replies(connection, command, parameters, more=False)
+    found = reply.parameters
+    if options.json:
+        rows = {"history": "entries", "versions": "versions"}.get(name)
+        objects = [found] if rows is None else _list(found.get(rows))
+        for one in objects:
+            _line(_json(one))
+    else:
+        from supervisor.cli import render
+
+        show = {
+            "status": render.status,
+            "history": render.history,
+            "versions": render.versions,
+            "check": render.check,
+        }[name]
+        for line in show(found):
+            _line(line)
+    failed = name == "check" and found.get("ok") is not True
+    return wire.ExitCode.FAILED if failed else wire.ExitCode.DONE
+
+
+def _events(parameters: Fields, options: Options) -> int:
+    from supervisor.cli.arguments import COMMANDS
+    from supervisor.cli.render import log_event
+
+    follow = parameters.get("follow") is True
+    timeout = None if follow else READ_TIMEOUT
+    try:
+        with Connection(options.socket, timeout=timeout) as connection:
+            for reply in _replies(connection, COMMANDS["events"], parameters, more=follow):
+                for entry in map(_fields, _list(reply.parameters.get("entries"))):
+                    flat = {**_fields(entry.get("fields")), **entry}
+                    flat.pop("fields", None)
+                    _line(_json(flat) if options.json else log_event(entry))
+    except KeyboardInterrupt:
+        return wire.ExitCode.DONE
+    return wire.ExitCode.DONE
+
+
+def _replies(
+    connection: Connection, command: Command, parameters: Fields, *, more: bool = True
+) -> Iterator[wire.Reply]:
+    method = f"{wire.INTERFACE}.{command.method}"
+    connection.send(wire.encode_call(method, parameters or None, more=more))
+    while True:
+        message = connection.receive()
+        try:
+            reply = wire.parse_reply(message)
+        except wire.FrameError as exc:
+            raise WaitEnded(f"cannot understand the supervisor's answer: {exc}") from exc
+        yield _checked(reply)
+        if not reply.continues:
+            return
+
+
+def _checked(reply: wire.Reply) -> wire.Reply:
+    """Return `reply` unless it is an error, which is raised."""
+    if reply.error is None:
+        return reply
+    told = reply.parameters
+    detail = str(told.get("detail") or "")
+    if reply.error in {f"{wire.INTERFACE}.Interrupted", f"{wire.INTERFACE}.InternalError"}:
+        raise WaitEnded(detail)
+    if not detail:
+        subject = " ".join(str(value) for value in told.values())
+        detail = f"the supervisor answers {reply.error.rpartition('.')[2]}: {subject}"
+    raise ClientError(_ERROR_CODES.get(reply.error, wire.ExitCode.FAILED), detail)
+
+
+def _nearest(name: str) -> str:
+    from difflib import get_close_matches
+
+    from supervisor.cli.arguments import COMMANDS
+
+    near = get_close_matches(name, COMMANDS, n=1)
+    return f"did you mean {near[0]!r}?" if near else "try `nginxctl --help`"
+
+
+def _line(text: str) -> None:
+    """Print one line at once; a reader that went away does not end the waiting."""
+    try:
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a TextIO
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _fields(value: object) -> Fields:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[object]:
+    return value if isinstance(value, list) else []

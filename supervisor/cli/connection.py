@@ -1,0 +1,125 @@
+"""The client's end of the control socket: blocking, with one deadline for all of it."""
+
+from __future__ import annotations
+
+# The C module alone: `socket` brings in enum and selectors, and takes longer than all the rest.
+import _socket
+import time
+
+from supervisor import wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+
+_CHUNK = 1 << 16
+
+
+class ClientError(Exception):
+    """The command ends with `code`; `message` says why and what to do."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class WaitEnded(ClientError):  # noqa: N818 - says what happened
+    """The call was sent, and its end will not be seen: too slow, or the connection was lost."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(wire.ExitCode.GAVE_UP, cause)
+
+
+class Connection:
+    """A connection to the supervisor at `path`; use it with `with`.
+
+    `timeout` (seconds, None for ever) runs from the construction and covers everything.
+
+    Raises:
+        ClientError: it cannot be reached; the message has the remedy.
+    """
+
+    __slots__ = ("_deadline", "_decoder", "_path", "_socket", "_timeout")
+
+    def __init__(self, path: str, *, timeout: float | None) -> None:
+        self._path = path
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._decoder = wire.Decoder(wire.REPLY_LIMIT)
+        self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+        try:
+            self._socket.settimeout(self._remaining())
+            self._socket.connect(path)
+        except (OSError, ValueError) as exc:
+            self._socket.close()
+            raise _unreachable(path, exc) from exc
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._socket.close()
+
+    def send(self, message: bytes) -> None:
+        """Send one message; raises WaitEnded when it does not get through."""
+        try:
+            self._socket.settimeout(self._remaining())
+            self._socket.sendall(message)
+        except TimeoutError as exc:
+            raise self._gave_up() from exc
+        except (BrokenPipeError, ConnectionError):
+            return  # a server that refuses says why first: `receive` finds it, or the loss
+
+    def receive(self) -> bytes:
+        """The next message; raises WaitEnded when there will be none."""
+        try:
+            while (message := self._decoder.next_message()) is None:
+                self._socket.settimeout(self._remaining())
+                data = self._socket.recv(_CHUNK)
+                if not data:
+                    raise self._lost("it was closed")
+                self._decoder.feed(data)
+        except TimeoutError as exc:
+            raise self._gave_up() from exc
+        except OSError as exc:
+            raise self._lost(exc.strerror or str(exc)) from exc
+        except wire.FrameError as exc:
+            raise self._lost(str(exc)) from exc
+        return message
+
+    def _remaining(self) -> float | None:
+        if self._deadline is None:
+            return None
+        remaining = self._deadline - time.monotonic()
+        if remaining <= 0:
+            raise TimeoutError("timed out")
+        return remaining
+
+    def _gave_up(self) -> WaitEnded:
+        return WaitEnded(f"gave up waiting for the supervisor after {self._timeout:g} s")
+
+    def _lost(self, cause: str) -> WaitEnded:
+        return WaitEnded(f"lost the connection to the supervisor at {self._path}: {cause}")
+
+
+def _unreachable(path: str, exc: Exception) -> ClientError:
+    if isinstance(exc, FileNotFoundError):
+        cause = "there is no such socket; start the supervisor, or name its socket with --socket"
+    elif isinstance(exc, ConnectionRefusedError):
+        cause = "nobody listens there; start the supervisor"
+    elif isinstance(exc, PermissionError):
+        cause = "permission denied; run nginxctl as root or as the supervisor's user"
+    elif isinstance(exc, TimeoutError | BlockingIOError):
+        cause = "it does not take connections; see whether its process is stopped or hangs"
+    else:
+        text = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+        cause = f"{text}; name the supervisor's socket with --socket"
+    return ClientError(
+        wire.ExitCode.UNREACHABLE, f"cannot reach the supervisor at {path!r}: {cause}"
+    )

@@ -1,0 +1,263 @@
+"""One connection to the control socket: framing, order, limits, and the end of it.
+
+Two tasks share a connection. One reads and cuts the stream into calls; the other answers them,
+one after the other. The reader goes on while a long call is answered, and that is how a client
+that hung up is noticed although nothing is being written to it.
+
+Hanging up ends the waiting and nothing else: calls that had arrived are still carried out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NoReturn
+
+import structlog
+import trio
+
+from supervisor import wire
+from supervisor.varlink import Check
+
+_log = structlog.get_logger()
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one client may take from the others; times are seconds."""
+
+    request_bytes: int = wire.REQUEST_LIMIT
+    mid_message: float = 10.0  # from the first byte of a call to its last
+    write: float = 10.0  # for a client to take one reply
+    pipelined: int = 16  # calls that wait for their turn on one connection
+    connections: int = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Who is at the other end of the socket, as the kernel recorded it at connect(2)."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class CallError(Exception):
+    """A call ends with this Varlink error; `error` is the full name."""
+
+    def __init__(self, error: str, parameters: Mapping[str, object]) -> None:
+        super().__init__(error, parameters)
+        self.error = error
+        self.parameters = parameters
+
+
+class HungUp(Exception):  # noqa: N818 - says what happened; nobody is to blame
+    """The client does not take replies any more."""
+
+
+class Exchange:
+    """One call that is being answered.
+
+    `reply` sends a reply, or drops it where the caller wants none: all with `oneway`, and those
+    with `continues` without `more`. It raises HungUp when the client is gone or takes too long.
+    """
+
+    def __init__(self, call: wire.Call, connection: Connection) -> None:
+        self.call = call
+        self.peer = connection.peer
+        self._connection = connection
+        self._check: Check | None = None
+
+    def expect(self, check: Check) -> None:
+        """Have every reply checked; one that does not fit is our fault and becomes an error."""
+        self._check = check
+
+    async def reply(self, parameters: Mapping[str, object], *, continues: bool = False) -> None:
+        """Send one reply; see the class."""
+        if self._check is not None and (mismatch := self._check(parameters, "")):
+            _log.error("control.bad_reply", method=self.call.method, field=mismatch.path)
+            raise internal_error(f"the reply's {mismatch.path} should be {mismatch.expected}")
+        if not self.call.oneway and (self.call.more or not continues):
+            await self._connection.send(wire.encode_reply(parameters, continues=continues))
+
+    @contextmanager
+    def while_connected(self) -> Iterator[None]:
+        """Run the block only as long as somebody is there to be told; else raises HungUp."""
+        with self._connection.while_connected():
+            yield
+
+
+Answer = Callable[[Exchange], Awaitable[None]]
+
+
+class Connection:
+    """A client's connection; `run` returns when it is over, and never raises for a client's sake.
+
+    The stream is closed at the end, also when cancelled.
+
+    Args:
+        hung_up: tells after the end of the input whether the client closed the connection, and
+            not merely its sending half.
+        answer: answers one call, or raises CallError. Any other exception is a fault of ours: it
+            is logged, told as InternalError, and harms no other connection.
+    """
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        peer: Peer,
+        *,
+        limits: Limits,
+        answer: Answer,
+        hung_up: Callable[[], bool],
+    ) -> None:
+        self.peer = peer
+        self._stream = stream
+        self._limits = limits
+        self._answer = answer
+        self._hung_up = hung_up
+        self._life = trio.CancelScope()
+        self._waiting: trio.CancelScope | None = None
+        self._gone = False
+        self._unanswered = 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether no whole call waits for its answer."""
+        return self._unanswered == 0
+
+    def close(self) -> None:
+        """End the connection now, without another word."""
+        self._life.cancel()
+
+    async def run(self) -> None:
+        """Answer calls until the client leaves or breaks the protocol."""
+        incoming, calls = trio.open_memory_channel[bytes | wire.FrameError](self._limits.pipelined)
+        with self._life:
+            async with self._stream, trio.open_nursery() as nursery:
+                nursery.start_soon(self._read, incoming)
+                await self._answer_all(calls)
+                nursery.cancel_scope.cancel()
+
+    async def refuse(self, error: CallError) -> None:
+        """Say why this client gets no service, and close."""
+        async with self._stream:
+            try:
+                await self.send(wire.encode_error(error.error, error.parameters))
+            except HungUp:
+                return
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; raises HungUp when the client is gone or takes too long."""
+        if self._gone:
+            raise HungUp
+        with trio.move_on_after(self._limits.write) as limit:
+            try:
+                await self._stream.send_all(message)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+                self._leave()
+                raise HungUp from exc
+        if limit.cancelled_caught:
+            # Half a message may have been sent: nothing after it could be understood.
+            _log.warning("control.client_too_slow", pid=self.peer.pid, uid=self.peer.uid)
+            self._leave()
+            raise HungUp
+
+    @contextmanager
+    def while_connected(self) -> Iterator[None]:
+        """Run the block until the client hangs up; then HungUp is raised."""
+        with trio.CancelScope() as self._waiting:
+            if self._gone:
+                self._waiting.cancel()
+            yield
+        if self._waiting.cancelled_caught:
+            raise HungUp
+
+    def _leave(self) -> None:
+        self._gone = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    async def _read(self, incoming: trio.MemorySendChannel[bytes | wire.FrameError]) -> None:
+        async with incoming:
+            try:
+                await self._read_messages(incoming)
+            except wire.FrameError as broken:
+                await self._queue(incoming, broken)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self._leave()
+
+    async def _read_messages(
+        self, incoming: trio.MemorySendChannel[bytes | wire.FrameError]
+    ) -> None:
+        decoder = wire.Decoder(self._limits.request_bytes)
+        deadline = math.inf
+        while True:
+            with trio.CancelScope(deadline=deadline) as limit:
+                data = await self._stream.receive_some(_CHUNK)
+            if limit.cancelled_caught:
+                raise wire.FrameError(f"the call is not whole after {self._limits.mid_message} s")
+            if not data:
+                if self._hung_up():
+                    self._leave()
+                return
+            decoder.feed(data)
+            while (message := decoder.next_message()) is not None:
+                deadline = math.inf
+                await self._queue(incoming, message)
+            if not decoder.mid_message:
+                deadline = math.inf
+            elif deadline == math.inf:
+                deadline = trio.current_time() + self._limits.mid_message
+
+    async def _queue(
+        self,
+        incoming: trio.MemorySendChannel[bytes | wire.FrameError],
+        message: bytes | wire.FrameError,
+    ) -> None:
+        self._unanswered += 1
+        await incoming.send(message)
+
+    async def _answer_all(self, calls: trio.MemoryReceiveChannel[bytes | wire.FrameError]) -> None:
+        async for message in calls:
+            try:
+                await self._answer_one(message)
+            except wire.FrameError as broken:
+                error = f"{wire.INTERFACE}.BadMessage"
+                await self.refuse(CallError(error, {"detail": str(broken)}))
+                return
+            except HungUp:
+                continue  # calls that had come before the client left are still carried out
+            finally:
+                self._unanswered -= 1
+
+    async def _answer_one(self, message: bytes | wire.FrameError) -> None:
+        if isinstance(message, wire.FrameError):
+            raise message
+        call = wire.parse_call(message)
+        try:
+            await self._answer(Exchange(call, self))
+        except CallError as error:
+            await self._send_error(call, error)
+        except (HungUp, wire.FrameError):
+            raise
+        except Exception as exc:  # noqa: BLE001 - the boundary: one call's fault stays that call's
+            _log.exception("control.call_failed", method=call.method, pid=self.peer.pid)
+            await self._send_error(call, internal_error(f"{type(exc).__name__}: {exc}"))
+
+    async def _send_error(self, call: wire.Call, error: CallError) -> None:
+        if not call.oneway:
+            await self.send(wire.encode_error(error.error, error.parameters))
+
+
+def internal_error(detail: str) -> CallError:
+    """The error for a fault of ours."""
+    return CallError(f"{wire.INTERFACE}.InternalError", {"detail": detail[:512]})
+
+
+def invalid_parameter(name: str) -> NoReturn:
+    """Raise the error for a parameter that is unknown, missing or out of range."""
+    raise CallError(f"{wire.SERVICE_INTERFACE}.InvalidParameter", {"parameter": name})

@@ -1,0 +1,248 @@
+"""The control interface: which methods there are, who may call them, and what each one does.
+
+`ROUTES` is the whole API with its access column, so that authorisation cannot be forgotten for a
+method: one without a row is not served. The form of calls and replies is not written here but in
+org.nginxsupervisor.Control.varlink, and every message is checked against that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import Enum
+from typing import NoReturn, Protocol
+
+import structlog
+import trio
+
+from supervisor import wire
+from supervisor.core import commands
+from supervisor.core.errors import Refusal
+from supervisor.edges.control_connection import CallError, Exchange, Peer, invalid_parameter
+
+_log = structlog.get_logger()
+
+Fields = dict[str, object]
+ProgressEvents = AbstractAsyncContextManager["trio.MemoryReceiveChannel[Fields]"]
+LogEvents = AbstractAsyncContextManager[
+    tuple[Sequence[Mapping[str, object]], "trio.MemoryReceiveChannel[Fields]"]
+]
+
+
+class ControlBackend(Protocol):
+    """What the socket needs of the engine. The dicts are structs of the interface file."""
+
+    def status(self) -> Fields:
+        """The reply of Status: a snapshot, at once, whatever is running."""
+        ...
+
+    def submit(self, command: commands.Command, peer: Peer) -> ProgressEvents:
+        """Ask for an operation; entering gives its Progress events, the last one the verdict.
+
+        Entering has the command taken, all or nothing, when it is cancelled as well. Leaving
+        early ends the listening and never the operation. The sender does not wait for the
+        receiver. A channel that ends without a verdict means that the supervisor ends. What the
+        body of the `async with` raises passes through unchanged (no nursery around it).
+
+        Raises:
+            Refusal: told to the client as a verdict `refused`.
+        """
+        ...
+
+    def history(self, limit: int | None) -> Sequence[Mapping[str, object]]:
+        """The last `limit` verdicts (None: all that are kept), the oldest first."""
+        ...
+
+    def versions(self) -> Sequence[Mapping[str, object]]:
+        """The stored versions."""
+        ...
+
+    async def check(self) -> Fields:
+        """The reply of Check; changes nothing, may be cancelled."""
+        ...
+
+    def log_events(self) -> LogEvents:
+        """The recent LogEvents, and a channel of those after them, with none lost in between."""
+        ...
+
+
+class Access(Enum):
+    """Who may call a method."""
+
+    ANYONE = "anyone"  # who can connect; the file's mode decides about that
+    READ = "read"
+    OPERATE = "operate"
+
+
+Handler = Callable[[ControlBackend, Exchange, Fields], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One method of the control interface."""
+
+    method: str
+    access: Access
+    handler: Handler
+
+
+async def _status(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    await exchange.reply(backend.status())
+
+
+async def _upgrade(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    command = commands.Upgrade(
+        binary=_path(given, "binary"),
+        canary=_seconds(given, "canary_s"),
+        soak=_seconds(given, "soak_s"),
+        hold=given.get("hold") is True,
+        dry_run=given.get("dry_run") is True,
+        if_changed=given.get("if_changed") is True,
+        trust=given.get("trust") is True,
+    )
+    if command.trust and exchange.peer.uid != 0:
+        not_permitted(exchange, "`trust` is for root; run it as root, or leave `trust` out")
+    last = "accepted" if given.get("wait") is False else "verdict"
+    await _operate(backend, exchange, command, last=last)
+
+
+async def _promote(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    await _operate(backend, exchange, commands.Promote())
+
+
+async def _rollback(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    await _operate(backend, exchange, commands.Rollback(to=_path(given, "to")))
+
+
+async def _reload(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    await _operate(backend, exchange, commands.Reload())
+
+
+async def _reopen(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    await _operate(backend, exchange, commands.Reopen())
+
+
+async def _drain(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    if given["now"] is not True:
+        invalid_parameter("now")
+    await _operate(backend, exchange, commands.Drain())
+
+
+async def _stop(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    await _operate(backend, exchange, commands.Stop(now=given.get("now") is True))
+
+
+async def _start(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    await _operate(backend, exchange, commands.Start())
+
+
+async def _restart(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    await _operate(backend, exchange, commands.Restart())
+
+
+async def _history(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    limit = given.get("limit")
+    if limit is not None and (not isinstance(limit, int) or limit < 1):
+        invalid_parameter("limit")
+    await exchange.reply({"entries": backend.history(limit)})
+
+
+async def _versions(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    await exchange.reply({"versions": backend.versions()})
+
+
+async def _check(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    with exchange.while_connected():
+        checked = await backend.check()
+    await exchange.reply(checked)
+
+
+async def _events(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    follow = given.get("follow") is True
+    if follow and not exchange.call.more:
+        raise CallError(f"{wire.SERVICE_INTERFACE}.ExpectedMore", {})
+    with exchange.while_connected():
+        async with backend.log_events() as (recent, later):
+            await exchange.reply({"entries": recent}, continues=follow)
+            if follow:
+                async for event in later:
+                    await exchange.reply({"entries": [event]}, continues=True)
+                await exchange.reply({"entries": []})
+
+
+async def _operate(
+    backend: ControlBackend,
+    exchange: Exchange,
+    command: commands.Command,
+    *,
+    last: str = "verdict",
+) -> None:
+    """Submit `command` and forward its events until the one named `last`, or the verdict."""
+    try:
+        async with backend.submit(command, exchange.peer) as events:
+            if exchange.call.oneway:
+                return
+            with exchange.while_connected():
+                async for event in events:
+                    ends = event.get("event") in {last, "verdict"}
+                    await exchange.reply({"progress": event}, continues=not ends)
+                    if ends:
+                        return
+    except Refusal as refusal:
+        refused = {"event": "verdict", "verdict": "refused"}
+        told = {**refused, "reason": refusal.reason, "detail": refusal.detail}
+        await exchange.reply({"progress": told})
+        return
+    detail = "the supervisor ends before the operation does; ask for `status` when it is back"
+    raise CallError(f"{wire.INTERFACE}.Interrupted", {"detail": detail})
+
+
+def _path(given: Fields, name: str) -> str | None:
+    text = given.get(name)
+    if text is None:
+        return None
+    if not isinstance(text, str) or not text or "\0" in text:
+        invalid_parameter(name)
+    return text
+
+
+def _seconds(given: Fields, name: str) -> float | None:
+    number = given.get(name)
+    if number is None:
+        return None
+    if not isinstance(number, int | float) or number < 0:
+        invalid_parameter(name)
+    return float(number)
+
+
+def not_permitted(exchange: Exchange, why: str) -> NoReturn:
+    """Raise the error for a caller without the right, and log it."""
+    peer = exchange.peer
+    _log.warning("control.denied", method=exchange.call.method, pid=peer.pid, uid=peer.uid)
+    raise CallError(
+        f"{wire.INTERFACE}.NotPermitted",
+        {
+            "uid": peer.uid,
+            "method": exchange.call.method,
+            "detail": f"cannot call {exchange.call.method} as uid {peer.uid}: {why}",
+        },
+    )
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("Status", Access.READ, _status),
+    Route("History", Access.READ, _history),
+    Route("Versions", Access.READ, _versions),
+    Route("Check", Access.READ, _check),
+    Route("Events", Access.READ, _events),
+    Route("Upgrade", Access.OPERATE, _upgrade),
+    Route("Promote", Access.OPERATE, _promote),
+    Route("Rollback", Access.OPERATE, _rollback),
+    Route("Reload", Access.OPERATE, _reload),
+    Route("Reopen", Access.OPERATE, _reopen),
+    Route("Drain", Access.OPERATE, _drain),
+    Route("Stop", Access.OPERATE, _stop),
+    Route("Start", Access.OPERATE, _start),
+    Route("Restart", Access.OPERATE, _restart),
+)

@@ -1,0 +1,180 @@
+"""The control socket's file: made with the right mode, never taken from a living supervisor.
+
+A socket file that nobody listens on is what a killed supervisor left behind. It is replaced; one
+that answers is not. Between the test and the bind another supervisor could do the same, so both
+happen under a lock on the folder: flock(2) takes a directory as well, and that leaves no lock
+file behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import trio
+
+from supervisor import wire
+from supervisor.core.errors import ConfigError, SupervisorError
+
+BACKLOG = 128
+LOCK_TIMEOUT = 2.0
+"""Seconds to wait for another supervisor that binds in the same folder at the same moment."""
+
+_LOCK_POLL = 0.02  # flock has no event; contention lasts for one bind, a fraction of this
+
+
+@asynccontextmanager
+async def control_listener(path: str, *, mode: int) -> AsyncIterator[trio.SocketListener]:
+    """A listener on `path`, whose file has `mode` from its first moment on.
+
+    Leaving closes it and removes the file, unless the path meanwhile names another file.
+
+    Raises:
+        SupervisorError: `control_socket_in_use`, a process listens there.
+        ConfigError: the path is relative, too long, in a missing folder, names something that is
+            no socket, or may not be written.
+    """
+    check_socket_path(path)
+    async with _folder_lock(path):
+        with _translated(path):
+            _remove_stale(path)
+            listening = _bind(path, mode)
+    with listening:
+        ours = _identity(path)
+        try:
+            listening.listen(BACKLOG)
+            yield trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+        finally:
+            if ours is not None and _identity(path) == ours:
+                os.unlink(path)
+
+
+def check_socket_path(path: str) -> None:
+    """Raise ConfigError where `path` can never be the control socket's."""
+    length = len(os.fsencode(path))
+    if not os.path.isabs(path):
+        raise ConfigError(
+            f"cannot use the control socket {path!r}: the path is relative; give an absolute one",
+            reason="control_socket_path",
+        )
+    if length > wire.SUN_PATH_MAX:
+        raise ConfigError(
+            f"cannot use the control socket {path!r}: the path has {length} bytes and the kernel "
+            f"takes {wire.SUN_PATH_MAX}; choose a shorter one",
+            reason="control_socket_path_too_long",
+        )
+    folder = os.path.dirname(path)
+    if not os.path.exists(folder):
+        raise ConfigError(
+            f"cannot create the control socket {path!r}: the folder {folder!r} is missing; "
+            "create it (systemd: RuntimeDirectory=)",
+            reason="control_socket_folder_missing",
+        )
+    if not os.path.isdir(folder):
+        raise ConfigError(
+            f"cannot create the control socket {path!r}: {folder!r} is no folder; "
+            "name another path",
+            reason="control_socket_path",
+        )
+
+
+@asynccontextmanager
+async def _folder_lock(path: str) -> AsyncIterator[None]:
+    folder = os.path.dirname(path)
+    with _translated(path):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = trio.current_time() + LOCK_TIMEOUT
+        while not _lock(fd):
+            if trio.current_time() > deadline:
+                raise SupervisorError(
+                    "control_socket_in_use",
+                    f"cannot create the control socket {path!r}: another process holds a lock on "
+                    f"the folder {folder!r}; end it, or choose another folder",
+                )
+            await trio.sleep(_LOCK_POLL)
+        yield
+    finally:
+        os.close(fd)  # and with it the lock
+
+
+def _lock(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ConfigError(
+            f"cannot create the control socket {path!r}: a file of another kind is there; "
+            "remove it, or name another path",
+            reason="control_socket_path",
+        )
+    if _answers(path):
+        raise SupervisorError(
+            "control_socket_in_use",
+            f"cannot create the control socket {path!r}: another process listens there; "
+            "stop that supervisor, or give this one a socket of its own",
+        )
+    os.unlink(path)
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
+        trial.setblocking(False)  # the backlog of a stopped supervisor may be full
+        try:
+            trial.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError as exc:
+            # A full backlog is somebody's, and so is a socket of another type.
+            if exc.errno in {errno.EAGAIN, errno.EPROTOTYPE}:
+                return True
+            raise
+    return True
+
+
+def _bind(path: str, mode: int) -> socket.socket:
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        # The kernel gives the file the mode of the socket's own inode, less the umask
+        # (unix_bind_bsd in net/unix/af_unix.c), so there is no moment at which it is wider.
+        os.fchmod(bound.fileno(), mode)
+        bound.bind(path)
+        os.chmod(path, mode)  # what the umask took away
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextmanager
+def _translated(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise ConfigError(
+            f"cannot create the control socket {path!r}: {exc.strerror}; "
+            "check the folder's owner and mode, or name another path",
+            reason="control_socket_path",
+        ) from exc
