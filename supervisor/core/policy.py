@@ -1,0 +1,319 @@
+"""What follows from what was seen: is a probe up, is a candidate good, is nginx to be started again.
+
+Theory
+------
+Three questions, each with its own memory, none with a clock: times come with the facts, as
+monotonic seconds.
+
+`Health`: a probe is up after `rise` passes in a row and down after `fall` failures in a row. An
+observation that proves nothing (INCONCLUSIVE) neither adds to a row nor breaks one.
+
+`Judge`: one candidate. It counts only observations that carry the candidate's generation. A probe
+that did not pass before the upgrade cannot condemn and is not waited for; where no probe can
+judge, the triggers that need no configuration judge alone. Those come from the processes:
+
+- A worker that ends by a signal, or with the code that nginx calls fatal (2: its initialisation
+  failed, ngx_worker_process_init), condemns at once.
+- A worker that was seen leaving and then ends is a reload's business.
+- An end with code 0, or one that the kernel would not tell (the workers are the master's children,
+  not ours), may belong to a reload whose leaving was too short to be seen. A reload replaces all
+  workers, a crash replaces one: so such an end waits until the workers have been counted again.
+  All are new: the whole set counts as one unexpected end. Some are not: an unknown end is taken
+  for a death, one with code 0 counts as unexpected.
+- Any other code counts as unexpected. Three unexpected ends in ten seconds are a loop.
+
+The shared listener shows some workers never, so "the candidate is healthy" also asks that each of
+its workers has answered, where an answer can be traced to a worker at all.
+
+`RestartPolicy`: a generation that had been ready is started again at once. The pause, doubling,
+begins with a start that did not become ready, or with one crash more than `crash_limit` within
+`crash_interval`. Where `start_limit` starts were made within `start_limit_interval`, the next
+failure is the last. With the defaults a start that fails at once is tried ten times in 51 s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from supervisor.core.observation import Observation, Outcome
+
+FATAL_CODE = 2
+"""nginx's exit code of a worker that could not initialise and is not started again."""
+RESPAWNS = 3
+"""This many unexpected ends of workers ..."""
+RESPAWN_INTERVAL = 10.0
+"""... within this many seconds are a loop."""
+SETTLE = 0.25
+"""Seconds after the end of a worker until a count of the workers tells what it was."""
+
+
+class HealthState(Enum):
+    """What the rows of passes and failures say."""
+
+    UP = "up"
+    DOWN = "down"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """The state of one probe, and the row that it is in."""
+
+    state: HealthState = HealthState.UNKNOWN
+    passes: int = 0  # in a row
+    failures: int = 0  # in a row
+
+    def observe(self, outcome: Outcome, *, rise: int, fall: int) -> Health:
+        """The health after one more outcome."""
+        if outcome is Outcome.PASS:
+            passes = self.passes + 1
+            return Health(state=HealthState.UP if passes >= rise else self.state, passes=passes)
+        if outcome is Outcome.FAIL:
+            failures = self.failures + 1
+            state = HealthState.DOWN if failures >= fall else self.state
+            return Health(state=state, failures=failures)
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Criterion:
+    """One probe as the judge needs it; only one that was up before the upgrade can condemn."""
+
+    name: str
+    rise: int
+    fall: int
+    up_before: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    """What condemns the candidate: a reason of the contract, and a text for people."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """A worker's end that is not yet understood."""
+
+    pid: int
+    unknown: bool
+    at: float
+    before: frozenset[int]  # the workers that accepted when it ended
+
+
+class Judge:
+    """Collects the evidence about one candidate; the first trigger stays."""
+
+    def __init__(
+        self, *, candidate: int, criteria: Iterable[Criterion], expected_workers: int | None = None
+    ) -> None:
+        self._candidate = candidate
+        self._judging = {one.name: one for one in criteria if one.up_before}
+        self._expected = expected_workers
+        self._health = {name: Health() for name in self._judging}
+        self._last = dict.fromkeys(self._judging, "no answer yet")
+        self._workers: frozenset[int] = frozenset()
+        self._answered: set[int] = set()
+        self._traceable = False  # some answer could be traced to a worker
+        self._ended: list[_Ended] = []
+        self._unexpected: list[float] = []
+        self._empty_since: float | None = None
+        self.trigger: Trigger | None = None
+        self.judged = False
+
+    # --- evidence ---
+
+    def observe(self, seen: Observation) -> None:
+        """Count an observation, where it is the candidate's and proves something."""
+        if seen.generation != self._candidate or seen.outcome is Outcome.INCONCLUSIVE:
+            if seen.probe in self._last:
+                self._last[seen.probe] = seen.detail
+            return
+        passed = seen.outcome is Outcome.PASS
+        if passed and seen.worker_pid is not None:
+            self._answered.add(seen.worker_pid)
+        criterion = self._judging.get(seen.probe)
+        if criterion is None:
+            return
+        self.judged = True
+        self._traceable = self._traceable or (passed and seen.worker_pid is not None)
+        self._last[seen.probe] = seen.detail
+        health = self._health[seen.probe].observe(
+            seen.outcome, rise=criterion.rise, fall=criterion.fall
+        )
+        self._health[seen.probe] = health
+        if health.failures >= criterion.fall:
+            self._condemn(
+                "probe_failed", f"probe {seen.probe} failed {health.failures} times: {seen.detail}"
+            )
+
+    def worker_exited(
+        self, pid: int, *, code: int | None, signal: int | None, draining: bool, at: float
+    ) -> None:
+        """A worker of the candidate is gone; `code` and `signal` both None: nobody knows how."""
+        if signal is not None:
+            self._condemn("worker_died", f"worker {pid} was ended by signal {signal}")
+        elif code == FATAL_CODE:
+            self._condemn(
+                "worker_fatal",
+                f"worker {pid} could not initialise (exit code {FATAL_CODE}); "
+                "nginx's error log says why",
+            )
+        elif draining:
+            return
+        elif code:
+            self._note_unexpected(at)
+        else:
+            self._ended.append(_Ended(pid, code is None, at, self._workers))
+
+    def census(self, accepting: frozenset[int], *, at: float, starting: int = 0) -> None:
+        """Count the candidate's workers; `starting` ones are forked and not yet initialised."""
+        self._workers = accepting
+        self._answered &= accepting
+        self._understand_ends(at)
+        if accepting or starting:
+            self._empty_since = None
+        elif self._empty_since is None:
+            self._empty_since = at
+        elif at - self._empty_since >= SETTLE:
+            self._condemn("no_workers", "the candidate has had no worker for a while")
+
+    # --- conclusions ---
+
+    @property
+    def healthy(self) -> bool:
+        """Every probe that was up before passed `rise` times, and every worker has answered."""
+        return self.trigger is None and not self._lacking()
+
+    @property
+    def lacking(self) -> str:
+        """What keeps the candidate from being healthy, for people."""
+        return "; ".join(self._lacking())
+
+    @property
+    def missing_workers(self) -> frozenset[int]:
+        """The accepting workers that have not answered; also where answers cannot be traced."""
+        return self._workers - self._answered
+
+    @property
+    def covered(self) -> tuple[int, int]:
+        """How many of how many accepting workers have answered."""
+        return len(self._workers & self._answered), len(self._workers)
+
+    def _lacking(self) -> list[str]:
+        lacking = [
+            f"probe {name} passed {self._health[name].passes} of {one.rise} times "
+            f"({self._last[name]})"
+            for name, one in self._judging.items()
+            if self._health[name].state is not HealthState.UP
+        ]
+        if self._expected is not None and len(self._workers) < self._expected:
+            lacking.append(f"{len(self._workers)} of {self._expected} workers are up")
+        if self._traceable and self.missing_workers:
+            lacking.append("{} of {} workers have answered".format(*self.covered))
+        return lacking
+
+    def _understand_ends(self, at: float) -> None:
+        waiting: list[_Ended] = []
+        replaced = False
+        for one in self._ended:
+            if self._workers and not self._workers & one.before:
+                replaced = True
+            elif at - one.at < SETTLE:
+                waiting.append(one)
+            elif one.unknown:
+                self._condemn("worker_died", f"worker {one.pid} ended, and it was not told to")
+            else:
+                self._note_unexpected(one.at)
+        self._ended = waiting
+        if replaced:
+            self._note_unexpected(at)
+
+    def _note_unexpected(self, at: float) -> None:
+        self._unexpected = [*_recent(self._unexpected, at, RESPAWN_INTERVAL), at]
+        if len(self._unexpected) >= RESPAWNS:
+            self._condemn(
+                "workers_respawning",
+                f"workers ended {RESPAWNS} times within {RESPAWN_INTERVAL:g} s",
+            )
+
+    def _condemn(self, reason: str, detail: str) -> None:
+        if self.trigger is None:
+            self.trigger = Trigger(reason=reason, detail=detail)
+
+
+@dataclass(frozen=True, slots=True)
+class RestartNow:
+    """Start nginx again at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Start nginx again after `delay` seconds."""
+
+    delay: float
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Do not start nginx again until a person says so."""
+
+    reason: str
+    detail: str
+
+
+RestartDecision = RestartNow | Backoff | GiveUp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartPolicy:
+    """The limits, and what has been seen of them. `start_limit` 0: never give up."""
+
+    backoff_initial: float = 0.1
+    backoff_max: float = 30.0
+    crash_limit: int = 5
+    crash_interval: float = 10.0
+    start_limit: int = 10
+    start_limit_interval: float = 60.0
+    starts: tuple[float, ...] = field(default=())
+    crashes: tuple[float, ...] = field(default=())
+    last_delay: float = 0.0
+
+    def failed(self, *, at: float, was_ready: bool) -> tuple[RestartPolicy, RestartDecision]:
+        """What to do after a start failed (`was_ready` False) or a serving nginx ended.
+
+        The start that the decision asks for is counted already; its failure is reported next.
+        """
+        starts = _recent(self.starts, at, self.start_limit_interval)
+        if not was_ready and not starts:
+            starts = (at,)  # the failed start was the first, which nobody has counted
+        crashes = _recent(self.crashes, at, self.crash_interval)
+        if was_ready:
+            crashes = (*crashes, at)
+        if self.start_limit and len(starts) >= self.start_limit:
+            return replace(self, starts=starts, crashes=crashes), self._give_up()
+        if was_ready and len(crashes) <= self.crash_limit:
+            after = replace(self, starts=(*starts, at), crashes=crashes, last_delay=0.0)
+            return after, RestartNow()
+        delay = min(self.backoff_max, 2 * self.last_delay or self.backoff_initial)
+        after = replace(self, starts=(*starts, at + delay), crashes=crashes, last_delay=delay)
+        return after, Backoff(delay)
+
+    def forget(self) -> RestartPolicy:
+        """As new: what an operator's own start deserves."""
+        return replace(self, starts=(), crashes=(), last_delay=0.0)
+
+    def _give_up(self) -> GiveUp:
+        return GiveUp(
+            "start_limit",
+            f"cannot keep nginx running: it was started {self.start_limit} times within "
+            f"{self.start_limit_interval:g} s; see its error log for the cause, then nginxctl start",
+        )
+
+
+def _recent(times: Iterable[float], now: float, interval: float) -> tuple[float, ...]:
+    return tuple(one for one in times if now - one < interval)
