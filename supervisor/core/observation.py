@@ -10,6 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+DETAIL_BYTES = 512
+"""The most that `Observation.detail` holds."""
+
 
 class Outcome(Enum):
     """Result of one probe."""
@@ -25,7 +28,20 @@ class Observation:
 
     probe: str
     outcome: Outcome
-    detail: str  # at most 512 bytes, for people
+    detail: str  # at most DETAIL_BYTES, for people
     latency: float  # seconds from the first byte sent to the end of the answer
     generation: int | None
     worker_pid: int | None = None
+
+
+def bounded_detail(text: str) -> str:
+    """`text` on one printable line of at most DETAIL_BYTES bytes of UTF-8.
+
+    What a server or a script answered ends in logs and on terminals: no escape sequence gets there.
+    """
+    line = " ".join(text.split())
+    shown = "".join(one if one.isprintable() else "\N{REPLACEMENT CHARACTER}" for one in line)
+    raw = shown.encode("utf-8", "replace")
+    if len(raw) <= DETAIL_BYTES:
+        return shown
+    return raw[: DETAIL_BYTES - 3].decode("utf-8", "ignore") + "..."

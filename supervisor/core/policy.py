@@ -1,4 +1,4 @@
-"""What follows from what was seen: is a probe up, is a candidate good, is nginx to be started again.
+"""What follows from what was seen: is a probe up, a candidate good, nginx to be started again?
 
 Theory
 ------
@@ -129,9 +129,11 @@ class Judge:
 
     def observe(self, seen: Observation) -> None:
         """Count an observation, where it is the candidate's and proves something."""
-        if seen.generation != self._candidate or seen.outcome is Outcome.INCONCLUSIVE:
+        if seen.outcome is Outcome.INCONCLUSIVE:
             if seen.probe in self._last:
                 self._last[seen.probe] = seen.detail
+            return
+        if seen.generation != self._candidate:
             return
         passed = seen.outcome is Outcome.PASS
         if passed and seen.worker_pid is not None:
@@ -213,6 +215,8 @@ class Judge:
         ]
         if self._expected is not None and len(self._workers) < self._expected:
             lacking.append(f"{len(self._workers)} of {self._expected} workers are up")
+        if self._ended:
+            lacking.append(f"the end of worker {self._ended[0].pid} is not understood yet")
         if self._traceable and self.missing_workers:
             lacking.append("{} of {} workers have answered".format(*self.covered))
         return lacking
@@ -311,7 +315,7 @@ class RestartPolicy:
         return GiveUp(
             "start_limit",
             f"cannot keep nginx running: it was started {self.start_limit} times within "
-            f"{self.start_limit_interval:g} s; see its error log for the cause, then nginxctl start",
+            f"{self.start_limit_interval:g} s; its error log tells why; then nginxctl start",
         )
 
 

@@ -1,0 +1,349 @@
+"""Verdicts follow from facts: health, the judge of a candidate, restarts."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from supervisor.core.observation import DETAIL_BYTES, Observation, Outcome, bounded_detail
+from supervisor.core.policy import (
+    Backoff,
+    Criterion,
+    GiveUp,
+    Health,
+    HealthState,
+    Judge,
+    RestartDecision,
+    RestartNow,
+    RestartPolicy,
+)
+
+PASS, FAIL, UNSURE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
+CANDIDATE = 2
+HOME = Criterion(name="home", rise=2, fall=3, up_before=True)
+
+
+def seen(
+    outcome: Outcome,
+    *,
+    probe: str = "home",
+    generation: int | None = CANDIDATE,
+    worker: int | None = None,
+    detail: str = "what it said",
+) -> Observation:
+    return Observation(
+        probe=probe, outcome=outcome, detail=detail, latency=0.001, generation=generation,
+        worker_pid=worker,
+    )  # fmt: skip
+
+
+def judge(*criteria: Criterion, workers: tuple[int, ...] = (11, 12)) -> Judge:
+    made = Judge(candidate=CANDIDATE, criteria=criteria or (HOME,), expected_workers=len(workers))
+    made.census(frozenset(workers), at=0.0)
+    return made
+
+
+def health_after(*outcomes: Outcome) -> Health:
+    health = Health()
+    for one in outcomes:
+        health = health.observe(one, rise=2, fall=3)
+    return health
+
+
+def reason(made: Judge) -> str | None:
+    return made.trigger.reason if made.trigger else None
+
+
+# --- health ---
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "state"),
+    [
+        ((), HealthState.UNKNOWN),
+        ((PASS,), HealthState.UNKNOWN),
+        ((PASS, PASS), HealthState.UP),
+        ((PASS, UNSURE, PASS), HealthState.UP),
+        ((PASS, FAIL, PASS), HealthState.UNKNOWN),
+        ((FAIL, FAIL), HealthState.UNKNOWN),
+        ((FAIL, FAIL, FAIL), HealthState.DOWN),
+        ((FAIL, UNSURE, FAIL, FAIL), HealthState.DOWN),
+        ((PASS, PASS, FAIL, FAIL), HealthState.UP),
+        ((PASS, PASS, FAIL, FAIL, FAIL), HealthState.DOWN),
+        ((FAIL, FAIL, FAIL, PASS), HealthState.DOWN),
+        ((UNSURE, UNSURE, UNSURE), HealthState.UNKNOWN),
+    ],
+)
+def test_health_changes_after_a_row(outcomes: tuple[Outcome, ...], state: HealthState) -> None:
+    assert health_after(*outcomes).state is state
+
+
+@given(st.lists(st.sampled_from(Outcome)))
+def test_inconclusive_outcomes_change_nothing(outcomes: list[Outcome]) -> None:
+    conclusive = [one for one in outcomes if one is not UNSURE]
+    assert health_after(*outcomes) == health_after(*conclusive)
+
+
+# --- the judge: probes ---
+
+
+def test_a_candidate_is_healthy_after_rise_passes_and_every_worker() -> None:
+    made = judge()
+    assert not made.healthy
+    assert made.lacking == "probe home passed 0 of 2 times (no answer yet)"
+    made.observe(seen(PASS, worker=11))
+    made.observe(seen(PASS, worker=11))
+    assert not made.healthy
+    assert made.lacking == "1 of 2 workers have answered"
+    assert made.missing_workers == {12}
+    assert made.covered == (1, 2)
+    made.observe(seen(PASS, worker=12))
+    assert made.healthy
+    assert made.judged
+    assert made.trigger is None
+
+
+def test_coverage_is_not_asked_for_where_answers_cannot_be_traced() -> None:
+    made = judge()
+    made.observe(seen(PASS))
+    made.observe(seen(PASS))
+    assert made.missing_workers == {11, 12}
+    assert made.healthy
+
+
+def test_a_new_worker_has_to_answer_too() -> None:
+    made = judge()
+    for worker in (11, 12):
+        made.observe(seen(PASS, worker=worker))
+    made.census(frozenset({11, 13}), at=1.0)
+    assert not made.healthy
+    assert made.missing_workers == {13}
+
+
+def test_evidence_of_another_generation_counts_for_nothing() -> None:
+    made = judge()
+    for generation in (1, None):
+        for outcome in (PASS, PASS, FAIL, FAIL, FAIL):
+            made.observe(seen(outcome, generation=generation, detail="not yours"))
+    assert not made.judged
+    assert made.trigger is None
+    assert made.lacking == "probe home passed 0 of 2 times (no answer yet)"
+
+
+def test_inconclusive_observations_are_told_but_do_not_count() -> None:
+    made = judge()
+    for _ in range(5):
+        made.observe(seen(UNSURE, generation=None, detail="probe_listener_shared"))
+        made.observe(seen(UNSURE, probe="unheard of"))
+    assert not made.judged
+    assert made.lacking == "probe home passed 0 of 2 times (probe_listener_shared)"
+
+
+def test_fall_failures_in_a_row_condemn() -> None:
+    made = judge()
+    for outcome in (PASS, PASS, FAIL, FAIL, PASS, FAIL, UNSURE, FAIL):
+        made.observe(seen(outcome))
+    assert made.trigger is None
+    made.observe(seen(FAIL, detail="status 500"))
+    assert reason(made) == "probe_failed"
+    assert made.trigger is not None
+    assert made.trigger.detail == "probe home failed 3 times: status 500"
+    assert made.judged
+    assert not made.healthy
+
+
+def test_what_failed_before_cannot_condemn_and_is_not_waited_for() -> None:
+    made = judge(Criterion(name="home", rise=2, fall=3, up_before=False))
+    for _ in range(9):
+        made.observe(seen(FAIL, worker=11))
+    assert made.trigger is None
+    assert made.healthy
+    assert not made.judged
+
+
+def test_a_probe_that_cannot_judge_still_shows_that_a_worker_answers() -> None:
+    made = judge(HOME, Criterion(name="other", rise=1, fall=1, up_before=False))
+    made.observe(seen(PASS, probe="other", worker=12))
+    made.observe(seen(PASS, worker=11))
+    made.observe(seen(PASS, worker=11))
+    assert made.healthy
+
+
+def test_without_probes_the_number_of_workers_decides() -> None:
+    made = Judge(candidate=CANDIDATE, criteria=(), expected_workers=2)
+    made.census(frozenset({11}), at=0.0)
+    assert made.lacking == "1 of 2 workers are up"
+    made.census(frozenset({11, 12}), at=0.1)
+    assert made.healthy
+    assert Judge(candidate=CANDIDATE, criteria=()).healthy
+
+
+# --- the judge: workers ---
+
+
+@pytest.mark.parametrize("draining", [False, True])
+@pytest.mark.parametrize(
+    ("code", "signal", "expected"), [(None, 11, "worker_died"), (2, None, "worker_fatal")]
+)
+def test_some_ends_condemn_at_once(
+    code: int | None, signal: int | None, expected: str, *, draining: bool
+) -> None:
+    made = judge()
+    made.worker_exited(11, code=code, signal=signal, draining=draining, at=1.0)
+    assert reason(made) == expected
+
+
+def test_the_first_trigger_stays() -> None:
+    made = judge()
+    made.worker_exited(11, code=None, signal=11, draining=False, at=1.0)
+    made.worker_exited(12, code=2, signal=None, draining=False, at=1.0)
+    assert reason(made) == "worker_died"
+
+
+@pytest.mark.parametrize("code", [0, None, 1])
+def test_a_draining_worker_may_end(code: int | None) -> None:
+    made = judge()
+    for at in (1.0, 2.0, 3.0):
+        made.worker_exited(11, code=code, signal=None, draining=True, at=at)
+        made.census(frozenset({12}), at=at + 0.5)
+    assert made.trigger is None
+
+
+def test_an_unknown_end_of_one_worker_is_a_death() -> None:
+    made = judge()
+    made.worker_exited(11, code=None, signal=None, draining=False, at=1.0)
+    made.census(frozenset({12, 13}), at=1.005)
+    assert made.trigger is None  # it may be the beginning of a reload
+    assert "the end of worker 11 is not understood yet" in made.lacking
+    made.census(frozenset({12, 13}), at=2.0)
+    assert reason(made) == "worker_died"
+
+
+@pytest.mark.parametrize("code", [0, None])
+def test_a_reload_that_was_too_fast_to_be_seen_condemns_nobody(code: int | None) -> None:
+    made = judge(workers=(11, 12, 13, 14))
+    for pid in (11, 12, 13, 14):
+        made.worker_exited(pid, code=code, signal=None, draining=False, at=1.0)
+    made.census(frozenset({14, 21, 22, 23, 24}), at=1.005)  # 14 had not reacted yet
+    made.census(frozenset({21, 22, 23, 24}), at=1.1)
+    made.census(frozenset({21, 22, 23, 24}), at=9.0)
+    assert made.trigger is None
+    assert "understood" not in made.lacking
+
+
+def test_the_whole_set_replaced_again_and_again_is_a_loop() -> None:
+    made = judge(workers=(1, 2))
+    for turn in range(1, 4):
+        assert made.trigger is None
+        for pid in (2 * turn - 1, 2 * turn):
+            made.worker_exited(pid, code=None, signal=None, draining=False, at=float(turn))
+        made.census(frozenset({2 * turn + 1, 2 * turn + 2}), at=turn + 0.01)
+    assert reason(made) == "workers_respawning"
+
+
+def test_ends_with_code_0_of_some_workers_are_unexpected() -> None:
+    made = judge()
+    for pid, at in ((21, 1.0), (22, 2.0), (23, 3.0)):
+        assert made.trigger is None
+        made.worker_exited(pid, code=0, signal=None, draining=False, at=at)
+        made.census(frozenset({12, pid + 1}), at=at + 0.5)
+    assert reason(made) == "workers_respawning"
+
+
+def test_three_unexpected_ends_in_ten_seconds_are_a_loop() -> None:
+    made = judge()
+    for at in (0.0, 5.0, 10.0, 15.0):
+        made.worker_exited(11, code=1, signal=None, draining=False, at=at)
+    assert made.trigger is None
+    made.worker_exited(11, code=1, signal=None, draining=False, at=15.1)
+    assert reason(made) == "workers_respawning"
+
+
+def test_no_workers_condemn_once_it_lasts() -> None:
+    made = judge()
+    made.census(frozenset(), at=1.0)
+    made.census(frozenset(), at=1.01)
+    assert made.trigger is None
+    made.census(frozenset(), at=1.02, starting=1)
+    made.census(frozenset(), at=2.0)
+    assert made.trigger is None
+    made.census(frozenset(), at=3.0)
+    assert reason(made) == "no_workers"
+
+
+# --- restarts ---
+
+
+def decisions(policy: RestartPolicy, *failures: tuple[float, bool]) -> list[RestartDecision]:
+    made: list[RestartDecision] = []
+    for at, was_ready in failures:
+        policy, decision = policy.failed(at=at, was_ready=was_ready)
+        made.append(decision)
+    return made
+
+
+def test_what_had_been_ready_restarts_at_once() -> None:
+    assert decisions(RestartPolicy(), (1e6, True), (2e6, True)) == [RestartNow(), RestartNow()]
+
+
+def test_the_pause_doubles_with_starts_that_fail_and_ends_after_ten() -> None:
+    policy, at, delays = RestartPolicy(), 0.0, []
+    while True:
+        policy, decision = policy.failed(at=at, was_ready=False)
+        if not isinstance(decision, Backoff):
+            break
+        delays.append(decision.delay)
+        at += decision.delay
+    assert delays == pytest.approx([0.1 * 2**n for n in range(9)])
+    assert isinstance(decision, GiveUp)
+    assert decision.reason == "start_limit"
+    assert "10 times within 60 s" in decision.detail
+    assert at == pytest.approx(51.1)
+
+
+def test_the_pause_begins_with_the_sixth_crash_in_ten_seconds() -> None:
+    crashes = decisions(RestartPolicy(), *((float(at), True) for at in range(7)))
+    assert crashes[:5] == [RestartNow()] * 5
+    assert crashes[5:] == [Backoff(0.1), Backoff(0.2)]
+
+
+def test_slow_crashes_restart_at_once_up_to_the_start_limit() -> None:
+    crashes = decisions(RestartPolicy(), *((2.5 * n, True) for n in range(12)))
+    assert crashes[:10] == [RestartNow()] * 10
+    assert isinstance(crashes[10], GiveUp)
+    rare = decisions(RestartPolicy(), *((7.0 * n, True) for n in range(50)))
+    assert rare == [RestartNow()] * 50
+
+
+def test_the_pause_has_an_upper_bound_and_starts_afresh_after_success() -> None:
+    endless = RestartPolicy(start_limit=0, backoff_max=1.0)
+    made = decisions(endless, *((100.0 * n, False) for n in range(2000)))
+    assert made[:5] == [Backoff(0.1), Backoff(0.2), Backoff(0.4), Backoff(0.8), Backoff(1.0)]
+    assert made[-1] == Backoff(1.0)
+    after = decisions(endless, (0.0, False), (1.0, False), (2.0, True), (3.0, False))
+    assert after == [Backoff(0.1), Backoff(0.2), RestartNow(), Backoff(0.1)]
+
+
+def test_a_person_may_try_again() -> None:
+    policy = RestartPolicy(start_limit=1)
+    policy, decision = policy.failed(at=0.0, was_ready=False)
+    assert isinstance(decision, GiveUp)
+    assert policy.forget() == RestartPolicy(start_limit=1)
+
+
+# --- details ---
+
+
+def test_details_are_short_and_printable() -> None:
+    assert bounded_detail("a\n b\t c") == "a b c"
+    assert bounded_detail("\x1b[31mred") == "\N{REPLACEMENT CHARACTER}[31mred"
+    assert bounded_detail("x" * 512) == "x" * 512
+    long = bounded_detail("\N{SNOWMAN}" * 512)
+    assert long.endswith("...")
+    assert len(long.encode()) <= DETAIL_BYTES
+
+
+@given(st.text())
+def test_details_always_fit(text: str) -> None:
+    assert len(bounded_detail(text).encode()) <= DETAIL_BYTES
