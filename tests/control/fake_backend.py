@@ -1,0 +1,195 @@
+"""A backend for the real control server: answers from scripts, and records what it was asked.
+
+Run as a program it serves a socket until it is killed:
+
+    python -m tests.control.fake_backend SOCKET
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from supervisor.core import commands
+from supervisor.core.errors import Refusal
+from supervisor.edges.control import ControlSettings, Peer, serve_control
+
+Fields = dict[str, object]
+
+STATUS: Fields = {
+    "state": "running",
+    "reason": None,
+    "detail": None,
+    "upgrade": None,
+    "generations": [
+        {
+            "id": "g1",
+            "role": "active",
+            "version": "1.22.1",
+            "binary": "/usr/sbin/nginx",
+            "sha256": "ab" * 32,
+            "master_pid": 100,
+            "master_resources": {"rss_bytes": 4096, "cpu_s": 0.5, "open_files": 8, "threads": 1},
+            "workers": [
+                {"pid": 101, "state": "accepting"},
+                {"pid": 102, "state": "accepting", "resources": None},
+                {"pid": 103, "state": "draining"},
+            ],
+        },
+    ],
+    "binary_on_disk": {
+        "path": "/usr/sbin/nginx",
+        "version": "1.26.3",
+        "sha256": "cd" * 32,
+        "matches_active": False,
+    },
+    "config_matches_active": False,
+    "held_listeners": {"available": True, "count": 2, "addresses": ["0.0.0.0:80", "[::]:80"]},
+    "probes": [
+        {
+            "name": "home",
+            "type": "http",
+            "state": "up",
+            "generation": "g1",
+            "since": "2025-01-02T03:04:05Z",
+            "detail": None,
+        }
+    ],
+    "restarts": 0,
+    "last_verdict": None,
+}
+
+
+def verdict(word: str, reason: str = "passed", **more: object) -> Fields:
+    """A last event."""
+    return {
+        "event": "verdict",
+        "verdict": word,
+        "reason": reason,
+        "detail": "cannot say more; look at the log",
+        "upgrade_id": "u1",
+        "from_version": "1.22.1",
+        "to_version": "1.26.3",
+        "judged": True,
+        "elapsed_s": 0.3,
+        "phases": {"preflight": 0.1, "canary": 0.2},
+        **more,
+    }
+
+
+def progress(*phases: str) -> list[Fields]:
+    """The events of an operation before its last one."""
+    accepted: Fields = {"event": "accepted", "upgrade_id": "u1"}
+    return [accepted, *({"event": "state_changed", "phase": p, "generation": "g2"} for p in phases)]
+
+
+class FakeBackend:
+    """Answers each command with `events` (the last one a verdict), or refuses it."""
+
+    def __init__(self) -> None:
+        self.snapshot = STATUS
+        self.events: list[Fields] = [*progress("preflight", "canary"), verdict("committed")]
+        self.refusal: Refusal | None = None
+        self.held = False
+        self.submitted: list[tuple[commands.Command, Peer]] = []
+        self.listeners = 0
+        self.listener_left = trio.Event()
+        self.past: list[Fields] = [verdict("committed", time="2025-01-02T03:04:05Z")]
+        self.checked: Fields = {"ok": True, "findings": [{"name": "nginx -t", "ok": True}]}
+        self.log: list[Fields] = [log_event("daemon.ready")]
+        self._senders: list[trio.MemorySendChannel[Fields]] = []
+
+    def status(self) -> Fields:
+        return self.snapshot
+
+    @asynccontextmanager
+    async def submit(
+        self, command: commands.Command, peer: Peer
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[Fields]]:
+        self.submitted.append((command, peer))
+        if self.refusal is not None:
+            raise self.refusal
+        send, receive = trio.open_memory_channel[Fields](100)
+        for event in self.events:
+            send.send_nowait(event)
+        if self.held:
+            self._senders.append(send)
+        else:
+            send.close()
+        async with self._listening(receive):
+            yield receive
+
+    @asynccontextmanager
+    async def _listening(self, receive: trio.MemoryReceiveChannel[Fields]) -> AsyncIterator[None]:
+        self.listeners += 1
+        try:
+            with receive:
+                yield
+        finally:
+            self.listeners -= 1
+            self.listener_left.set()
+
+    def hold(self) -> None:
+        """Have operations stay in the canary until `release`."""
+        self.events = progress("preflight", "canary")
+        self.held = True
+
+    def release(self, *events: Fields) -> None:
+        """Send `events` to all who listen, and end their channels."""
+        for send in self._senders:
+            for event in events:
+                send.send_nowait(event)
+            send.close()
+        self._senders.clear()
+
+    def history(self, limit: int | None) -> Sequence[Mapping[str, object]]:
+        return self.past if limit is None else self.past[-limit:]
+
+    def versions(self) -> Sequence[Mapping[str, object]]:
+        return [
+            {
+                "id": "1.22.1-abababab",
+                "version": "1.22.1",
+                "sha256": "ab" * 32,
+                "modules": [],
+                "active": True,
+            }
+        ]
+
+    async def check(self) -> Fields:
+        await trio.lowlevel.checkpoint()
+        return self.checked
+
+    @asynccontextmanager
+    async def log_events(
+        self,
+    ) -> AsyncIterator[tuple[Sequence[Mapping[str, object]], trio.MemoryReceiveChannel[Fields]]]:
+        send, receive = trio.open_memory_channel[Fields](100)
+        self._senders.append(send)
+        async with self._listening(receive):
+            yield self.log, receive
+
+
+def log_event(event: str) -> Fields:
+    """One LogEvent."""
+    return {
+        "time": "2025-01-02T03:04:05Z",
+        "level": "info",
+        "event": event,
+        "fields": {"generation": "g1", "pid": 100},
+    }
+
+
+if __name__ == "__main__":
+    settings = ControlSettings(socket=sys.argv[1])
+    uids = frozenset({0, os.geteuid()})
+
+    async def serve() -> None:
+        """Serve the fake until killed."""
+        await serve_control(settings, FakeBackend(), allowed_uids=uids, version="0")
+
+    trio.run(serve)
