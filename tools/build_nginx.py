@@ -31,7 +31,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools import debian_sources, system_packages
+from tools import debian_sources, nginx_candidates, system_packages
 from tools.debian_sources import FetchError, Mirrors
 from tools.nginx_cache import (
     LACKING,
@@ -384,6 +384,7 @@ def main() -> int:
     started = time.monotonic()
     try:
         builds = ensure_builds()
+        nginx_candidates.ensure_tools()
     except (BuildsError, system_packages.MissingPackagesError) as error:
         say(str(error))
         return 1

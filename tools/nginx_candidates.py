@@ -167,13 +167,18 @@ def _add_library(source: Path, target: Path, library: Path) -> None:
     _run([patchelf(), "--add-needed", str(library), str(target)], doing=f"patch a copy of {source}")
 
 
+def ensure_tools() -> None:
+    """Has what candidate() needs installed now, rather than by several tests at once."""
+    system_packages.ensure(system_packages.COMPILER)
+    patchelf()
+
+
 def patchelf() -> str:
     """The patchelf of this virtual environment, else the system's."""
-    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    found = shutil.which("patchelf", path=places)
-    if found is None:
-        raise BuildsError("cannot find patchelf: run `make venv`, which installs it")
-    return found
+    beside_python = shutil.which("patchelf", path=str(Path(sys.executable).parent))
+    if beside_python is None:
+        system_packages.ensure([system_packages.PATCHELF])
+    return beside_python or "patchelf"
 
 
 def _wrapper(source: Path, target: Path) -> None:

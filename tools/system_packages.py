@@ -45,6 +45,7 @@ NGINX = (
 # nginx before 1.21.5 knows only this older library, which Debian dropped after bookworm: where it
 # is not to be had, build_nginx.py compiles it from source.
 OLD_PCRE = Requirement("libpcre3-dev", header="pcre.h")
+PATCHELF = Requirement("patchelf", program="patchelf")
 
 
 def header_compiles(header: str) -> bool:
@@ -70,9 +71,9 @@ def ensure(required: Sequence[Requirement], *, wanted: Sequence[Requirement] = (
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         if missing:
             raise MissingPackagesError(
-                f"cannot build nginx without {', '.join(names)}:"
+                f"cannot make nginx builds without {', '.join(names)}:"
                 f" run `apt-get install {' '.join(names)}` as root, or set NGINX_BUILDS=DIR"
-                " (a folder of VERSION/sbin/nginx)"
+                " (a folder of VERSION/sbin/nginx) if it is only headers that are missing"
             )
         return
     everything = [*names, *(requirement.package for requirement in extra)]
