@@ -120,6 +120,7 @@ class Connection:
         self._answer = answer
         self._hung_up = hung_up
         self._life = trio.CancelScope()
+        self._reading = trio.CancelScope()
         self._waiting: trio.CancelScope | None = None
         self._gone = False
         self._unanswered = 0
@@ -178,13 +179,15 @@ class Connection:
 
     def _leave(self) -> None:
         self._gone = True
+        self._reading.cancel()
         if self._waiting is not None:
             self._waiting.cancel()
 
     async def _read(self, incoming: trio.MemorySendChannel[bytes | wire.FrameError]) -> None:
         async with incoming:
             try:
-                await self._read_messages(incoming)
+                with self._reading:
+                    await self._read_messages(incoming)
             except wire.FrameError as broken:
                 await self._queue(incoming, broken)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
