@@ -1,0 +1,157 @@
+"""The private address of one generation, and the proof that it is private.
+
+Both generations accept on the public addresses during a canary, so an answer there says nothing
+about the candidate. Just before USR2 a `listen` on a port of its own is written into a file that
+the configuration includes: only the candidate reads it. `reuseport` makes the kernel spread
+connections over all workers, whatever nginx's version.
+
+A reload in the wrong moment makes the old generation open the port as well. So the claim is
+checked against the kernel with every answer: a socket is private while the candidate's master has
+it open and the old one has not.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Collection, Iterable
+from enum import Enum
+from pathlib import Path
+
+from supervisor.core.errors import OperationFailed, Refusal
+from supervisor.core.settings import ProbeListenerSettings
+from supervisor.edges import sockets
+from supervisor.edges.files import REAL_DISK, Disk, read_regular, write_atomically
+
+_FILE_MODE = 0o644  # nginx's master reads it, and so does a curious operator
+_LARGEST_FILE = 65536
+_V4, _V6 = "127.0.0.1", "::1"
+
+
+class Sharing(Enum):
+    """Who listens on a private port."""
+
+    EXCLUSIVE = "exclusive"  # the candidate alone
+    SHARED = "shared"  # someone else as well
+    ABSENT = "absent"  # not the candidate
+
+
+class ProbeListener:
+    """Writes the included file and knows who listens on the ports in it. Holds nothing open."""
+
+    def __init__(self, settings: ProbeListenerSettings, *, disk: Disk = REAL_DISK) -> None:
+        self._path = Path(settings.include_file)
+        self._ports = range(settings.first_port, settings.last_port + 1)
+        self._disk = disk
+        self._last = self._ports[-1]
+
+    def choose_port(self, exclude: Collection[int] = ()) -> int:
+        """The next port of the range that can be bound now; another one each time.
+
+        Raises Refusal `no_probe_port` where none is left.
+        """
+        start = self._ports.index(self._last) + 1
+        for port in (*self._ports[start:], *self._ports[:start]):
+            if port not in exclude and _can_bind(port):
+                self._last = port
+                return port
+        raise Refusal(
+            "no_probe_port",
+            f"cannot choose a port for the private probe listener: all of {self._ports[0]} to "
+            f"{self._ports[-1]} are in use; free one, or change ports in [probe_listener]",
+        )
+
+    def write(self, port: int) -> None:
+        """The file tells nginx to listen on `port` of the loopback addresses.
+
+        Raises Refusal `probe_file_not_writable`; the file is then as it was.
+        """
+        addresses = [f"{_V4}:{port}"] + ([f"[{_V6}]:{port}"] if _has_ipv6() else [])
+        lines = ["# Written by nginx-supervisor for the next upgrade; edits are lost."]
+        lines += [f"listen {address} reuseport;" for address in addresses]
+        self._replace("\n".join(lines) + "\n")
+
+    def text(self) -> str | None:
+        """What the file holds, None where there is none. Raises Refusal where it is not a file."""
+        try:
+            return read_regular(self._path, limit=_LARGEST_FILE).decode(errors="surrogateescape")
+        except FileNotFoundError:
+            return None
+        except OSError as exc:
+            raise self._refusal("read", exc) from exc
+
+    def restore(self, text: str | None) -> None:
+        """The file holds `text` again, None: is gone. Raises as `write` does."""
+        if text is not None:
+            self._replace(text)
+            return
+        try:
+            self._disk.unlink(self._path)
+        except OSError as exc:
+            raise self._refusal("remove", exc) from exc
+
+    def exclusive_to(self, port: int, candidate_master: int, old_master: int | None) -> Sharing:
+        """Who listens on `port`, by the sockets that the two masters have open."""
+        listening = sockets.listening_inodes(port)
+        own = sockets.inodes_of(candidate_master)
+        if not listening & own:
+            return Sharing.ABSENT
+        others = sockets.inodes_of(old_master) if old_master is not None else frozenset()
+        return Sharing.SHARED if listening & others or listening - own else Sharing.EXCLUSIVE
+
+    def connection_owner(
+        self, local: sockets.SocketAddress, peer: sockets.SocketAddress, pids: Iterable[int]
+    ) -> int | None:
+        """Which of `pids` holds the other end of our connection from `local` to `peer`.
+
+        None where none of them does, or where nobody has accepted it yet.
+        """
+        inode = sockets.connection_inode(peer, local)
+        return None if inode is None else sockets.owner_of(inode, tuple(pids))
+
+    def _replace(self, text: str) -> None:
+        try:
+            data = text.encode(errors="surrogateescape")
+            write_atomically(self._disk, self._path, data, mode=_FILE_MODE)
+        except OSError as exc:
+            raise self._refusal("write", exc) from exc
+
+    def _refusal(self, verb: str, exc: OSError) -> Refusal:
+        remedy = "make it writable for the supervisor"
+        if exc.errno in (errno.ENOENT, errno.ENOTDIR):
+            remedy = f"make its folder (mkdir -p {self._path.parent})"
+        elif exc.errno in (errno.ELOOP, errno.EINVAL, errno.EISDIR):
+            remedy = "only a regular file can stand there; remove what does"
+        elif exc.errno == errno.ENOSPC:
+            remedy = "free space on its file system"
+        return Refusal(
+            "probe_file_not_writable",
+            f"cannot {verb} the probe listener's file {self._path}: {exc.strerror or exc}; "
+            f"{remedy}, or change include_file in [probe_listener]",
+        )
+
+
+def _has_ipv6() -> bool:
+    return _bind(socket.AF_INET6, _V6, 0)
+
+
+def _can_bind(port: int) -> bool:
+    return _bind(socket.AF_INET, _V4, port) and (
+        not _has_ipv6() or _bind(socket.AF_INET6, _V6, port)
+    )
+
+
+def _bind(family: socket.AddressFamily, host: str, port: int) -> bool:
+    """Whether `port` can be bound as nginx does, but by one socket alone."""
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            # Connections of an earlier listener that still linger do not count.
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, port))
+    except OSError as exc:
+        if exc.errno == errno.EMFILE:
+            raise OperationFailed(
+                "no_descriptors", f"cannot try port {port}: {exc.strerror}; raise LimitNOFILE"
+            ) from exc
+        return False
+    return True
