@@ -69,7 +69,11 @@ def run_command(words: list[str], options: Options) -> int:
 
 def show_status_reply(message: bytes) -> int:
     """Show a reply of Status that is not in our service's own form, or an error."""
-    reply = _checked(wire.parse_reply(message))
+    reply = _parsed(message)
+    if reply.continues:
+        raise WaitEnded(
+            "cannot understand the supervisor's answer: it goes on, as none was asked to"
+        )
     _line(_json(reply.parameters))
     return wire.ExitCode.DONE
 
@@ -167,18 +171,18 @@ def _replies(
     method = f"{wire.INTERFACE}.{command.method}"
     connection.send(wire.encode_call(method, parameters or None, more=more))
     while True:
-        message = connection.receive()
-        try:
-            reply = wire.parse_reply(message)
-        except wire.FrameError as exc:
-            raise WaitEnded(f"cannot understand the supervisor's answer: {exc}") from exc
-        yield _checked(reply)
+        reply = _parsed(connection.receive())
+        yield reply
         if not reply.continues:
             return
 
 
-def _checked(reply: wire.Reply) -> wire.Reply:
-    """Return `reply` unless it is an error, which is raised."""
+def _parsed(message: bytes) -> wire.Reply:
+    """The reply in `message`, unless it is an error, which is raised."""
+    try:
+        reply = wire.parse_reply(message)
+    except wire.FrameError as exc:
+        raise WaitEnded(f"cannot understand the supervisor's answer: {exc}") from exc
     if reply.error is None:
         return reply
     told = reply.parameters
