@@ -177,7 +177,7 @@ class Connection:
         self._socket.close()
 
     def get(self, path: str, *, keep: bool) -> Head:
-        """Ask for `path`; returns the head of the answer. Raises RequestError or IdleClosedError."""
+        """Ask for `path`; the head of the answer. Raises RequestError or IdleClosedError."""
         reused, self._reused = self._reused, True
         wish = "keep-alive" if keep else "close"
         request = f"GET {path} HTTP/1.1\r\nHost: site.test\r\nConnection: {wish}\r\n\r\n"
