@@ -119,7 +119,7 @@ class Engine:
         self._serial = 0  # of the phase: what earlier phases still say is dropped
         self._operation: trio.CancelScope | None = None
         self._operation_over: trio.Event | None = None
-        self._timers = trio.CancelScope()
+        self._timers: list[trio.CancelScope] = []
         self._waiters: dict[int, _Waiter] = {}
         self._for_verdict: list[int] = []
         self._for_settlement: list[int] = []
@@ -189,8 +189,9 @@ class Engine:
     async def _leave_phase(self, before: State, after: State) -> None:
         """Timers and operation of the old phase end before anything of the new one begins."""
         self._serial += 1
-        self._timers.cancel()
-        self._timers = trio.CancelScope()
+        for timer in self._timers:
+            timer.cancel()
+        self._timers.clear()
         await self._end_operation()
         now = self._clock()
         if before.upgrade is not None and before.phase in UPGRADING:
@@ -252,7 +253,9 @@ class Engine:
             case actions.Aim(watch):
                 self._effects.aim(watch)
             case actions.Arm(timer=timer, seconds=seconds):
-                nursery.start_soon(self._wait_timer, timer, seconds, self._timers, self._serial)
+                scope = trio.CancelScope()
+                self._timers.append(scope)
+                nursery.start_soon(self._wait_timer, timer, seconds, scope, self._serial)
             case actions.BeginUpgrade(request):
                 self.phase_times = {}
                 self._phase_since = self._clock()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import trio
 
 from supervisor.core.events import Event, MasterExited
+from supervisor.core.policy import SETTLE
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation
 from supervisor.edges.linux import ExitStatus
@@ -87,8 +88,9 @@ async def watch(
                 draining=process.pid in draining, at=trio.current_time(),
             )
         )  # fmt: skip
-        await trio.sleep(RESPAWN)
-        changed.set()
+        for delay in (RESPAWN, SETTLE):
+            await trio.sleep(delay)
+            changed.set()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(master)

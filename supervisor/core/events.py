@@ -63,6 +63,7 @@ class InterruptedUpgrade:
     upgrade_id: str
     candidate: int | None
     detail: str
+    committed: bool = False  # QUIT was intended and the candidate holds up: it is past return
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

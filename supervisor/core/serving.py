@@ -56,14 +56,25 @@ def started(state: State, event: Event) -> Step:
     retire = tuple(Retire(generation=one) for one in sorted(done.retiring))
     settle = Settle(ok=True, reason="started", detail=done.note or "nginx serves")
     if done.interrupted is not None:
-        left = done.interrupted
-        upgrade = Upgrade(
-            id=left.upgrade_id, canary=0, soak=0, reason="supervisor_died", detail=left.detail
-        )
-        back = replace(serving, phase=Phase.ROLLING_BACK, candidate=left.candidate, upgrade=upgrade)
-        return back, (*retire, settle, Run(operation=Operation.ROLL_BACK))
+        resumed, more = resume(serving, done.interrupted)
+        return resumed, (*retire, settle, *more)
     rested = settle_phase(serving)
     return rested, (*retire, settle, Aim(Watch.ACTIVE))
+
+
+def resume(state: State, left: InterruptedUpgrade) -> Step:
+    """End the upgrade that a dead supervisor left behind: it was committed, or goes back."""
+    upgrade = Upgrade(
+        id=left.upgrade_id, canary=0, soak=0, reason="supervisor_died", detail=left.detail
+    )
+    if left.committed:
+        serving = settle_phase(replace(state, rescuable=True))
+        verdict = Pronounce(
+            verdict=Verdict.COMMITTED, reason="supervisor_died", detail=left.detail
+        )
+        return serving, (verdict, Aim(Watch.ACTIVE))
+    back = replace(state, phase=Phase.ROLLING_BACK, candidate=left.candidate, upgrade=upgrade)
+    return back, (Run(operation=Operation.ROLL_BACK),)
 
 
 def start_failed(state: State, event: Event) -> Step:

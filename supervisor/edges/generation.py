@@ -35,6 +35,9 @@ class Program:
     stored: str | None = None  # its id in the version store
     workers: int = 1  # how many its configuration asks for
     pid_path: str = ""
+    environment: tuple[str, ...] = ()  # its `env` directives: what USR2 passes on
+    config_files: tuple[str, ...] = ()
+    config_signature: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(slots=True, eq=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 
@@ -59,11 +58,19 @@ class Process:
         return True
 
     async def wait_exited(self) -> None:
-        """Return when the process has exited, or was closed. Cancelling does not touch it."""
+        """Return when the process has exited, at once when closed. Cancelling does not touch it.
+
+        Any number of tasks may wait: each has a descriptor of its own, as trio wants one task a
+        descriptor.
+        """
         if self._pidfd < 0:
+            await trio.lowlevel.checkpoint()
             return
-        with contextlib.suppress(trio.ClosedResourceError):
-            await trio.lowlevel.wait_readable(self._pidfd)
+        fd = os.dup(self._pidfd)
+        try:
+            await trio.lowlevel.wait_readable(fd)
+        finally:
+            os.close(fd)
 
     async def exit_status(self) -> linux.ExitStatus:
         """Reap it if it is ours, and tell how it ended; call after `wait_exited`.
@@ -89,7 +96,5 @@ class Process:
         if self._pidfd < 0:
             return
         linux.reap(self._pidfd)
-        with contextlib.suppress(RuntimeError):  # outside of trio nobody waits
-            trio.lowlevel.notify_closing(self._pidfd)
         os.close(self._pidfd)
         self._pidfd = -1

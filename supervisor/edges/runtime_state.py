@@ -30,6 +30,8 @@ class KnownMaster:
     version_id: str
     role: str  # active, candidate or retiring
     workers: tuple[int, ...] = ()
+    pid_path: str = ""
+    worker_processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)

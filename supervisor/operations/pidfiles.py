@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import trio
 
 from supervisor.edges import pidfile
@@ -15,13 +17,14 @@ async def settle_pid_file(world: World, generation: Generation) -> None:
     nginx deletes or renames it when masters leave in an unusual order, and then the next USR2
     would break (ngx_cycle.c, ngx_delete_pidfile).
     """
-    path = generation.program.pid_path or world.pid_path
-    if pidfile.read(path).pid == generation.master.pid:
+    path = Path(generation.program.pid_path or world.pid_path)
+    if pidfile.read_claim(path).pid == generation.master.pid:
         return
     await trio.to_thread.run_sync(pidfile.repair, path, generation.master.pid)
-    world.log.warning("pid_file.repaired", path=path, pid=generation.master.pid)
+    world.log.warning("pid_file.repaired", path=str(path), pid=generation.master.pid)
 
 
 async def remove_stale(path: str) -> None:
-    """Remove a pid file that names no living process; call when no master is left."""
-    await trio.to_thread.run_sync(pidfile.remove_if_dead, path)
+    """Remove pid files that name no living process; call when no master is left."""
+    for one in (Path(path), pidfile.oldbin_path(Path(path))):
+        await trio.to_thread.run_sync(pidfile.remove_stale, one)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from pathlib import Path
 
 import trio
 
@@ -36,13 +37,10 @@ async def spawn(world: World) -> None:
     run.installed = True  # before it is: a rollback that finds the old files there does no harm
     await trio.to_thread.run_sync(run.plan.install)
     expected_exe = os.stat(run.program.path)
-    claim = pidfile.read(world.pid_path)
-    if claim.pid != old.master.pid:
-        raise OperationFailed(
-            "pid_file_wrong",
-            f"cannot send USR2: {world.pid_path} does not name the master {old.master.pid} "
-            f"({claim.problem or claim.pid}); nginxctl status shows the pid files",
-        )
+    pidfile.require(
+        Path(world.pid_path),
+        pidfile.ProcessIdentity(pid=old.master.pid, start_ticks=old.master.start),
+    )
     before = frozenset(procfs.children(old.master.pid))
     changed = os.stat(world.pid_path).st_ctime_ns
     run.usr2_children, run.usr2_sent = before, True

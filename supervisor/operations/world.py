@@ -52,8 +52,12 @@ class Generations:
 
     def drop(self, generation: Generation) -> None:
         """Forget a generation whose processes are all gone."""
-        if self._by_id.pop(generation.id, None) is not None:
-            generation.close()
+        if self._by_id.pop(generation.id, None) is None:
+            return
+        generation.close()
+        output = generation.output
+        if output is not None and all(one.output is not output for one in self):
+            output.close()
 
     def __iter__(self) -> Iterator[Generation]:
         return iter(sorted(self._by_id.values(), key=lambda one: one.id))
@@ -84,7 +88,9 @@ class UpgradeRun:
     id: str
     candidate_id: int | None = None
     plan: Plan | None = None
+    previous: str | None = None  # the id of the version that a rollback puts back
     program: Program | None = None  # the candidate's
+    to_version: str | None = None
     installed: bool = False  # the new binary stands at nginx.binary
     usr2_sent: bool = False
     usr2_children: frozenset[int] = frozenset()  # the old master's children before USR2
@@ -109,10 +115,11 @@ class World:
     generations: Generations
     post: Callable[[Event], None]  # into the engine's queue; never blocks
     watch: Callable[[Generation], None]  # start the watcher of a new generation
+    lock: Callable[[str], None]  # on the nginx with this pid file; Refusal where another has it
     run: UpgradeRun | None = None
     pid_path: str = ""  # as the configuration of the serving generation says
     sessions: set[int] = field(default_factory=set)  # of every master of this life
-    last_listener_text: str | None = None
+    last_program: Program | None = None  # of the generation that served last
     hasten: trio.Event = field(default_factory=trio.Event)
 
     @property
@@ -124,6 +131,16 @@ class World:
     def candidate(self) -> Generation | None:
         """The new generation of the running upgrade."""
         return self.generations.with_role(Role.CANDIDATE)
+
+    def config_matches(self) -> bool | None:
+        """Whether the configuration files are as the active generation read them; None: unknown.
+
+        A file's size and times stand for its content, so that `status` reads no file.
+        """
+        active = self.active
+        if active is None or not active.program.config_files:
+            return None
+        return files_signature(active.program.config_files) == active.program.config_signature
 
     def join(self, generation: Generation) -> None:
         """Take a generation in and watch it."""
@@ -170,8 +187,13 @@ class World:
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
 
 
-async def wait_gone(processes: list[Process]) -> None:
-    """Return when all of `processes` have exited."""
-    async with trio.open_nursery() as nursery:
-        for process in processes:
-            nursery.start_soon(process.wait_exited)
+def files_signature(paths: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """Identity, size and modification time of each file; zeros where it is gone."""
+    signature = []
+    for path in paths:
+        try:
+            found = os.stat(path)
+            signature.append((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns))
+        except OSError:
+            signature.append((0, 0, 0, 0))
+    return tuple(signature)

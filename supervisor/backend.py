@@ -1,0 +1,130 @@
+"""What the control socket asks of the supervisor: snapshots at once, operations through the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from supervisor import snapshot
+from supervisor.core.commands import Command
+from supervisor.core.errors import SupervisorError
+from supervisor.edges.config_file import load_settings
+from supervisor.edges.disk_binary import DiskBinaryCache
+from supervisor.edges.journal import History
+from supervisor.edges.log_tap import LogTap
+from supervisor.operations.facts import read_facts, settings_argv
+from supervisor.operations.world import World
+
+if TYPE_CHECKING:
+    from supervisor.edges.control_connection import Peer
+    from supervisor.effects import NginxEffects
+    from supervisor.engine import Engine
+    from supervisor.evidence import Evidence
+
+_ALL = 10_000
+
+
+class Backend:
+    """Implements `ControlBackend`."""
+
+    def __init__(
+        self,
+        *,
+        config: Path,
+        world: World,
+        engine: Engine,
+        effects: NginxEffects,
+        evidence: Evidence,
+        history: History,
+        tap: LogTap,
+    ) -> None:
+        self._config = config
+        self._world = world
+        self._engine = engine
+        self._effects = effects
+        self._evidence = evidence
+        self._history = history
+        self._tap = tap
+        self._disk = DiskBinaryCache(world.settings.nginx.binary)
+
+    def status(self) -> dict[str, object]:
+        """See ControlBackend."""
+        return snapshot.status(
+            state=self._engine.state,
+            generations=list(self._world.generations),
+            disk=self._disk.look(),
+            config_matches=self._world.config_matches(),
+            probes=self._evidence.report(),
+            restarts=max(0, self._effects.starts - 1),
+            last_verdict=self._effects.last_verdict,
+        )
+
+    def submit(
+        self, command: Command, peer: Peer
+    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[dict[str, object]]]:
+        """See ControlBackend."""
+        del peer  # every caller that gets here may do everything
+        return self._engine.submit(command)
+
+    def history(self, limit: int | None) -> Sequence[Mapping[str, object]]:
+        """See ControlBackend."""
+        return self._history.entries(limit or _ALL)
+
+    def versions(self) -> Sequence[Mapping[str, object]]:
+        """See ControlBackend."""
+        active = self._world.active
+        running = None if active is None else active.program.stored
+        on_disk = self._disk.look().sha256
+        return [
+            {
+                "id": one.id,
+                "version": one.version or "",
+                "sha256": one.sha256,
+                "binary": str(one.binary),
+                "modules": sorted(one.modules),
+                "stored": one.stored_at,
+                "active": one.id == running,
+                "on_disk": one.sha256 == on_disk,
+                "good": one.good,
+            }
+            for one in self._world.store.versions()
+        ]
+
+    async def check(self) -> dict[str, object]:
+        """See ControlBackend."""
+        findings = [await self._check_own(), await self._check_nginx()]
+        return {"ok": all(one["ok"] for one in findings), "findings": findings}
+
+    async def _check_own(self) -> dict[str, object]:
+        try:
+            await trio.to_thread.run_sync(load_settings, self._config)
+        except SupervisorError as exc:
+            return _finding("supervisor configuration", exc)
+        return _finding("supervisor configuration", None)
+
+    async def _check_nginx(self) -> dict[str, object]:
+        try:
+            await read_facts(
+                self._world, self._world.settings.nginx.binary, settings_argv(self._world)
+            )
+        except SupervisorError as exc:
+            return _finding("nginx configuration", exc)
+        return _finding("nginx configuration", None)
+
+    def log_events(
+        self,
+    ) -> AbstractAsyncContextManager[
+        tuple[Sequence[Mapping[str, object]], trio.MemoryReceiveChannel[dict[str, object]]]
+    ]:
+        """See ControlBackend."""
+        return self._tap.follow()
+
+
+def _finding(name: str, problem: SupervisorError | None) -> dict[str, object]:
+    if problem is None:
+        return {"name": name, "ok": True, "reason": None, "detail": None}
+    return {"name": name, "ok": False, "reason": problem.reason, "detail": problem.detail}

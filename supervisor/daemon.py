@@ -1,0 +1,267 @@
+"""Wiring only: builds the edges, opens the nurseries, turns signals into events."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+import trio
+from structlog.typing import FilteringBoundLogger
+
+from supervisor.backend import Backend
+from supervisor.core.actions import Operation, Run
+from supervisor.core.commands import Reopen
+from supervisor.core.errors import ConfigError, SupervisorError
+from supervisor.core.events import TerminateRequested
+from supervisor.core.model import Rules, State
+from supervisor.core.policy import RestartPolicy
+from supervisor.core.settings import Settings
+from supervisor.edges import linux
+from supervisor.edges.config_file import load_settings
+from supervisor.edges.control import ControlSettings, serve_control
+from supervisor.edges.files import private_folder
+from supervisor.edges.generation import Generation
+from supervisor.edges.journal import History, Journal
+from supervisor.edges.lock import SupervisorLock
+from supervisor.edges.log_tap import LogTap
+from supervisor.edges.logs import configure_logs
+from supervisor.edges.notify import Notifier
+from supervisor.edges.probe_listener import ProbeListener
+from supervisor.edges.probes import Prober
+from supervisor.edges.runtime_state import RuntimeState
+from supervisor.edges.store import VersionStore
+from supervisor.effects import NginxEffects
+from supervisor.engine import Engine
+from supervisor.evidence import Evidence
+from supervisor.operations.world import Generations, World
+from supervisor.snapshot import version
+from supervisor.watch import watch
+
+EXIT_CONFIG = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`nginx-supervisor`: exits 0 after SIGTERM or SIGINT, 1 on a failed first start, 2 on bad
+    configuration."""
+    parser = argparse.ArgumentParser(prog="nginx-supervisor", description=__doc__)
+    parser.add_argument("--version", action="version", version=version())
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (("run", "own nginx until told to end"), ("check", "check a configuration")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("--config", required=True, type=Path, metavar="FILE")
+    given = parser.parse_args(argv)
+    try:
+        settings = load_settings(given.config)
+        if given.command == "check":
+            print(f"{given.config}: ok")
+            return 0
+        tap = LogTap()
+        configure_logs(settings.log, extra=(tap,))
+        linux.become_subreaper()
+        return trio.run(run, given.config, settings, tap)
+    except ConfigError as exc:
+        print(f"nginx-supervisor: {exc.detail}", file=sys.stderr)
+        return EXIT_CONFIG
+    except SupervisorError as exc:
+        print(f"nginx-supervisor: {exc.detail}", file=sys.stderr)
+        return 1
+
+
+class Locks:
+    """The lock on the nginx that is supervised; it moves when the pid file does."""
+
+    def __init__(self) -> None:
+        self._held: dict[Path, SupervisorLock] = {}
+
+    def take(self, pid_path: str) -> None:
+        """Lock the nginx with this pid file. Raises Refusal `already_supervised`."""
+        lock = SupervisorLock(Path(pid_path))
+        if lock.path not in self._held:
+            lock.acquire()
+            self._held[lock.path] = lock
+
+    def release(self) -> None:
+        """Give all locks up."""
+        for lock in self._held.values():
+            lock.release()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What was built, for the tasks that run it."""
+
+    world: World
+    engine: Engine
+    effects: NginxEffects
+    evidence: Evidence
+    prober: Prober
+    backend: Backend
+    notifier: Notifier
+
+
+async def run(config: Path, settings: Settings, tap: LogTap) -> int:
+    """Own nginx until told to end; returns the exit code."""
+    log: FilteringBoundLogger = structlog.get_logger()
+    locks = Locks()
+    try:
+        async with trio.open_nursery() as nursery:
+            parts = build(config, settings, tap, log, locks, nursery)
+            await nursery.start(serve_signals, parts)
+            control = ControlSettings(socket=settings.control.socket, mode=settings.control.mode)
+            uids = frozenset({0, os.getuid()})
+            await nursery.start(_serve_control, control, parts, uids)
+            await nursery.start(parts.prober.run)
+            log.info("supervisor.started", pid=os.getpid(), version=version(), config=str(config))
+            code = await parts.engine.run(Run(operation=Operation.RECOVER))
+            parts.notifier.stopping()
+            log.info("supervisor.exiting", code=code)
+            nursery.cancel_scope.cancel()
+    finally:
+        locks.release()
+    return code
+
+
+async def _serve_control(
+    control: ControlSettings,
+    parts: Parts,
+    uids: frozenset[int],
+    *,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    await serve_control(
+        control, parts.backend, allowed_uids=uids, version=version(), task_status=task_status
+    )
+
+
+def build(
+    config: Path,
+    settings: Settings,
+    tap: LogTap,
+    log: FilteringBoundLogger,
+    locks: Locks,
+    nursery: trio.Nursery,
+) -> Parts:
+    """All the parts, connected. Raises SupervisorError where the state directory is unusable."""
+    directory = Path(settings.state.directory)
+    private_folder(directory, uid=os.getuid())
+    history, runtime = History(directory), RuntimeState(directory)
+    notifier = Notifier.from_environment()
+
+    def watch_generation(generation: Generation) -> None:
+        nursery.start_soon(watch, world, generation, evidence.see, engine.post)
+
+    world = World(
+        settings=settings,
+        log=log,
+        store=VersionStore(directory, keep=settings.state.keep_versions),
+        journal=Journal(directory),
+        listener=ProbeListener(settings.probe_listener),
+        generations=Generations(first_id=runtime_first_id(runtime)),
+        post=lambda event: engine.post(event),
+        watch=watch_generation,
+        lock=locks.take,
+    )
+    prober = Prober(
+        settings.probes,
+        report=lambda seen: evidence.observe(seen),
+        worker_identity=lambda: worker_identity(world),
+    )
+    evidence = Evidence(
+        world,
+        settings.probes,
+        prober,
+        post=lambda event: engine.post(event),
+        progress=lambda reply: engine.progress(reply),
+    )
+    effects = NginxEffects(world, evidence, history, runtime, notifier)
+    engine = Engine(
+        initial_state(settings),
+        effects,
+        log,
+        new_upgrade_id=new_upgrade_id,
+        clock=trio.current_time,
+    )
+    backend = Backend(
+        config=config, world=world, engine=engine, effects=effects, evidence=evidence,
+        history=history, tap=tap,
+    )  # fmt: skip
+    return Parts(
+        world=world, engine=engine, effects=effects, evidence=evidence, prober=prober,
+        backend=backend, notifier=notifier,
+    )  # fmt: skip
+
+
+def initial_state(settings: Settings) -> State:
+    """The machine's state before anything happened."""
+    upgrade, restart = settings.upgrade, settings.restart
+    return State(
+        rules=Rules(
+            start_timeout=upgrade.start_timeout,
+            canary=upgrade.canary,
+            soak=upgrade.soak,
+            on_foreign_stop=settings.nginx.on_foreign_stop,
+        ),
+        restarts=RestartPolicy(
+            backoff_initial=restart.backoff_initial,
+            backoff_max=restart.backoff_max,
+            crash_limit=restart.crash_limit,
+            crash_interval=restart.crash_interval,
+            start_limit=restart.start_limit,
+            start_limit_interval=restart.start_limit_interval,
+        ),
+    )
+
+
+def new_upgrade_id() -> str:
+    """Sorts by time and cannot be mistaken for another: 20260102T030405-1a2b3c."""
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(3)}"
+
+
+def runtime_first_id(runtime: RuntimeState) -> int:
+    """Generations go on counting where the last supervisor stopped."""
+    known = runtime.load().masters
+    return 1 + max((one.generation for one in known), default=0)
+
+
+def worker_identity(world: World) -> tuple[int, int] | None:
+    """User and group that nginx's workers run as now; None where no worker is known."""
+    active = world.active
+    if active is None:
+        return None
+    for pid in active.brood().accepting:
+        try:
+            found = os.stat(f"/proc/{pid}")
+        except OSError:
+            continue
+        return found.st_uid, found.st_gid
+    return None
+
+
+async def serve_signals(
+    parts: Parts, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """SIGTERM and SIGINT stop nginx and end; SIGUSR1 reopens logs; SIGCHLD sweeps orphans."""
+    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
+    with trio.open_signal_receiver(*wanted) as signals:
+        task_status.started()
+        async for number in signals:
+            if number == signal.SIGCHLD:
+                parts.world.reap_strays()
+            elif number == signal.SIGUSR1:
+                async with parts.engine.submit(Reopen()) as answers:
+                    async for _ in answers:
+                        pass
+            else:
+                parts.engine.post(TerminateRequested())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

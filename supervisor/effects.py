@@ -1,0 +1,248 @@
+"""Carries out what the engine asks for: operations on nginx, the journal, the probes, verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import assert_never
+
+import trio
+
+from supervisor.core import commands
+from supervisor.core.actions import Operation, Run, Watch
+from supervisor.core.events import Succeeded
+from supervisor.core.model import Phase, State, Verdict
+from supervisor.core.rollback import Limits
+from supervisor.edges.generation import Role
+from supervisor.edges.journal import History
+from supervisor.edges.notify import Notifier
+from supervisor.edges.procfs import boot_id
+from supervisor.edges.runtime_state import KnownMaster, RuntimeState
+from supervisor.engine import public_state
+from supervisor.evidence import Evidence
+from supervisor.operations import ending, preflight, recover, reload, rollback, shift, spawn, start
+from supervisor.operations.world import UpgradeRun, World
+
+
+class NginxEffects:
+    """The real `Effects`: one nginx, its files, and whoever wants to know."""
+
+    def __init__(
+        self,
+        world: World,
+        evidence: Evidence,
+        history: History,
+        runtime: RuntimeState,
+        notifier: Notifier,
+    ) -> None:
+        self._world = world
+        self._evidence = evidence
+        self._history = history
+        self._runtime = runtime
+        self._notifier = notifier
+        self._told_ready = False
+        self._told: tuple[object, ...] = ()
+        self.last_verdict: dict[str, object] | None = history.last()
+        self.starts = 0
+
+    # --- operations -------------------------------------------------------------------------
+
+    async def operate(self, run: Run, state: State) -> Succeeded:
+        """Carry out one long operation; see `Effects.operate`."""
+        match run.operation:
+            case Operation.RECOVER:
+                return await self._recover()
+            case Operation.START:
+                return await self._start(rescue=False)
+            case Operation.RESCUE:
+                return await self._start(rescue=True)
+            case Operation.PREFLIGHT:
+                assert run.command is not None
+                return await preflight.prepare(self._world, run.command)
+            case Operation.SPAWN:
+                await spawn.spawn(self._world)
+                return Succeeded()
+            case Operation.SHIFT:
+                await shift.shift(self._world)
+                return Succeeded()
+            case Operation.COMMIT:
+                await shift.commit(self._world)
+                return Succeeded(at=trio.current_time())
+            case Operation.ROLL_BACK:
+                return await self._roll_back()
+            case Operation.STOP:
+                return await self._stop(run.command)
+            case _ as never:
+                assert_never(never)
+
+    async def _recover(self) -> Succeeded:
+        found = await recover.recover(self._world, self._runtime, self._history)
+        if found is None:
+            return await self._start(rescue=False)
+        await self._remember_masters()
+        return found
+
+    async def _start(self, *, rescue: bool) -> Succeeded:
+        done = await start.start(self._world, rescue=rescue, first=self.starts == 0)
+        self.starts += 1
+        await self._remember_masters()
+        return done
+
+    async def _roll_back(self) -> Succeeded:
+        settings = self._world.settings.upgrade
+        limits = Limits(drain=settings.drain_timeout)
+        ended = await rollback.roll_back(self._world, limits)
+        return Succeeded(generation=ended.relaunched)
+
+    async def _stop(self, command: commands.Command | None) -> Succeeded:
+        stop = self._world.settings.stop
+        deadlines = ending.Deadlines(
+            quit=stop.quit_timeout, term=stop.term_timeout, kill=stop.kill_timeout
+        )
+        now = isinstance(command, commands.Stop) and command.now
+        await ending.stop_all(self._world, deadlines, now=now)
+        await self._remember_masters()
+        return Succeeded(note="nginx is stopped")
+
+    async def reload(self) -> tuple[str, str]:
+        """Reload the active generation; see `Effects.reload`."""
+        return await reload.reload(self._world)
+
+    def reopen(self) -> str:
+        """USR1 to every living master."""
+        return reload.reopen(self._world)
+
+    async def retire(self, generation: int) -> None:
+        """See a retiring generation off; see `Effects.retire`."""
+        leaving = self._world.generations.get(generation)
+        if leaving is None:
+            return
+        settings = self._world.settings
+        deadlines = ending.Deadlines(
+            quit=settings.upgrade.drain_timeout,
+            term=settings.stop.term_timeout,
+            kill=settings.stop.kill_timeout,
+        )
+        await ending.drain(self._world, leaving, deadlines, self._world.hasten)
+        await self._remember_masters()
+
+    def hasten(self) -> None:
+        """Every drain that runs insists now; later ones wait again."""
+        self._world.hasten.set()
+        self._world.hasten = trio.Event()
+        if self._world.run is not None:
+            self._world.run.hasten = True
+
+    def aim(self, watch: Watch) -> None:
+        """Aim the probes."""
+        self._evidence.aim(watch)
+
+    # --- what lasts -------------------------------------------------------------------------
+
+    def begin(self, state: State) -> None:
+        """Open the record of an upgrade."""
+        assert state.upgrade is not None
+        self._world.run = UpgradeRun(id=state.upgrade.id)
+
+    async def record(self, before: State, after: State) -> None:
+        """The transition, and what was known when it happened, on disk."""
+        upgrade = after.upgrade or before.upgrade
+        run = self._world.run
+        if upgrade is None or after.upgrade is None:
+            return
+        record = {
+            "upgrade_id": upgrade.id,
+            "phase": after.phase.value,
+            "time": _now(),
+            "reason": upgrade.reason,
+            "candidate": after.candidate,
+            "active": after.active,
+        }
+        if run is not None:
+            record |= {
+                "previous": run.previous,
+                "to_version": run.to_version,
+                "include_text": run.include_text,
+                "include_written": run.include_written,
+            }
+        await trio.to_thread.run_sync(self._world.journal.append, record)
+        if after.phase in (Phase.CANARY, Phase.SHIFTING, Phase.COMMITTING):
+            await self._remember_masters()
+
+    async def _remember_masters(self) -> None:
+        masters = [
+            KnownMaster(
+                generation=one.id, pid=one.master.pid, start_ticks=one.master.start,
+                boot_id=boot_id(), version=one.program.version, sha256=one.program.sha256,
+                version_id=one.program.stored or "", role=one.role.value,
+                workers=tuple(sorted(one.workers)), pid_path=one.program.pid_path,
+                worker_processes=one.program.workers,
+            )
+            for one in self._world.generations
+        ]  # fmt: skip
+        await trio.to_thread.run_sync(self._runtime.save, masters)
+
+    async def pronounce(self, verdict: Mapping[str, object]) -> dict[str, object]:
+        """The verdict on disk, the roles of the generations as it says, the journal closed."""
+        given = dict(verdict)
+        of_running = bool(given.pop("of_running"))
+        world, run = self._world, self._world.run
+        told: dict[str, object] = {"event": "verdict", "operation": "upgrade", "time": _now()}
+        told |= {"upgrade_id": "", "from_version": None, "to_version": None, "judged": False}
+        active = world.active
+        if active is not None:
+            told["from_version"] = active.program.version
+        if of_running and run is not None:
+            told["upgrade_id"] = run.id
+            told["judged"] = run.judged
+            told["to_version"] = run.to_version
+        told |= given
+        if told["verdict"] == Verdict.COMMITTED.value and run is not None and run.quit_sent:
+            self._promote()
+        if told["verdict"] != Verdict.DONE.value:
+            await trio.to_thread.run_sync(self._history.append, told)
+            self.last_verdict = told
+        if of_running:
+            await self._close(run, str(told["verdict"]))
+        return told
+
+    def _promote(self) -> None:
+        """The candidate is the active generation now, and the old one retires."""
+        old, candidate = self._world.active, self._world.candidate
+        if old is not None:
+            old.role = Role.RETIRING
+        if candidate is not None:
+            candidate.role = Role.ACTIVE
+            self._world.pid_path = candidate.program.pid_path
+
+    async def _close(self, run: UpgradeRun | None, verdict: str) -> None:
+        if run is not None and run.plan is not None:
+            await trio.to_thread.run_sync(run.plan.close, verdict)
+        await trio.to_thread.run_sync(self._world.journal.close_upgrade)
+        self._world.run = None
+        await self._remember_masters()
+
+    # --- telling ----------------------------------------------------------------------------
+
+    def settled(self, state: State) -> None:
+        """Tell the service manager, once READY and then each change of state."""
+        active = self._world.active
+        version = "" if active is None else f" g{active.id} nginx {active.program.version}"
+        told = (state.phase, version)
+        if told == self._told:
+            return
+        self._told = told
+        text = f"{public_state(state)}:{version} ({state.phase.value})"
+        if state.phase is Phase.STOPPING:
+            self._notifier.status(text)
+        elif not self._told_ready and state.phase in (Phase.IDLE, Phase.DRAINING):
+            self._told_ready = True
+            self._notifier.ready(text)
+        else:
+            self._notifier.status(text)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+

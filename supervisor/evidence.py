@@ -1,0 +1,230 @@
+"""Turns what is seen into what the machine must know: healthy, or a trigger with its reason.
+
+Owns the aim of the probes and the judge of the running upgrade. Decisions are in
+`supervisor.core.policy`; here observations and sightings are brought to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import trio
+
+
+from supervisor.core.actions import Watch
+from supervisor.core.events import CandidateHealthy, Event, Triggered
+from supervisor.core.observation import Observation
+from supervisor.core.policy import Criterion, Health, HealthState, Judge
+from supervisor.edges.generation import Generation
+from supervisor.edges.linux import UNKNOWN_EXIT
+from supervisor.edges.probe_listener import Sharing
+from supervisor.edges.probes import Aim, Prober
+from supervisor.operations.world import World
+from supervisor.watch import Counted, Sighting, WorkerExited
+
+if TYPE_CHECKING:
+    from supervisor.core.settings import ProbeSettings
+
+
+class Evidence:
+    """Everything that is seen arrives here, in the one thread of the supervisor."""
+
+    def __init__(
+        self,
+        world: World,
+        probes: tuple[ProbeSettings, ...],
+        prober: Prober,
+        post: Callable[[Event], None],
+        progress: Callable[[dict[str, object]], None],
+    ) -> None:
+        self._world = world
+        self._probes = {probe.name: probe for probe in probes}
+        self._prober = prober
+        self._post = post
+        self._progress = progress
+        self._watch = Watch.NOTHING
+        self._judge: Judge | None = None
+        self._up_before: frozenset[str] = frozenset()
+        self._told_healthy = False
+        self._told_trigger = False
+        self._health = {name: Health() for name in self._probes}
+        self._since = dict.fromkeys(self._probes, "")
+        self._detail = dict.fromkeys(self._probes, "")
+        self._generation: dict[str, int | None] = dict.fromkeys(self._probes)
+
+    # --- aiming -----------------------------------------------------------------------------
+
+    def aim(self, watch: Watch) -> None:
+        """Look at something else from now on; a fresh round of probes starts at once."""
+        self._watch = watch
+        if watch is Watch.CANARY:
+            self._begin_canary()
+        elif watch is Watch.SOAK:
+            self._begin_soak()
+        elif watch is Watch.ACTIVE:
+            self._judge = None
+            active = self._world.active
+            if active is not None:
+                self._prober.aim(Aim(generation=active.id))
+        else:
+            self._judge = None
+            self._prober.pause()
+
+    def _begin_canary(self) -> None:
+        candidate, old, run = self._world.candidate, self._world.active, self._world.run
+        assert candidate is not None
+        assert run is not None
+        self._up_before = frozenset(
+            name for name, health in self._health.items() if health.state is HealthState.UP
+        )
+        self._told_healthy = self._told_trigger = False
+        port = run.port
+        if port is None or self._sharing(port, candidate, old) is Sharing.ABSENT:
+            # Nobody can tell whose answer an answer on the public address would be: the canary
+            # is not observed, and the probes count from the shift on.
+            self._prober.pause()
+            self._world.log.warning("canary.not_observed", generation=f"g{candidate.id}")
+            self._judge = self._judge_of(candidate, probing=False)
+            self._conclude()
+            return
+        self._judge = self._judge_of(candidate, probing=True)
+        self._prober.aim(
+            Aim(
+                generation=candidate.id,
+                address=("127.0.0.1", port),
+                owner=lambda local, peer: self._world.listener.connection_owner(
+                    local, peer, candidate.look().workers
+                ),
+                exclusive=lambda: self._sharing(port, candidate, old) is Sharing.EXCLUSIVE,
+                cover=candidate.look().accepting,
+            )
+        )
+
+    def _sharing(self, port: int, candidate: Generation, old: Generation | None) -> Sharing:
+        return self._world.listener.exclusive_to(
+            port, candidate.master.pid, None if old is None else old.master.pid
+        )
+
+    def _judge_of(self, candidate: Generation, *, probing: bool) -> Judge:
+        """A judge with new rows; the workers that accept now are its first count."""
+        criteria = [
+            Criterion(
+                name=name, rise=one.rise, fall=one.fall, up_before=name in self._up_before
+            )
+            for name, one in self._probes.items()
+            if probing
+        ]
+        judge = Judge(
+            candidate=candidate.id, criteria=criteria, expected_workers=candidate.program.workers
+        )
+        judge.census(candidate.look().accepting, at=trio.current_time())
+        return judge
+
+    def _begin_soak(self) -> None:
+        candidate = self._world.candidate
+        if candidate is None:
+            return
+        self._judge = self._judge_of(candidate, probing=True)
+        self._prober.aim(Aim(generation=candidate.id))
+
+    # --- seeing -----------------------------------------------------------------------------
+
+    def observe(self, seen: Observation) -> None:
+        """One result of one probe."""
+        probe = self._probes[seen.probe]
+        before = self._health[seen.probe]
+        after = before.observe(seen.outcome, rise=probe.rise, fall=probe.fall)
+        self._health[seen.probe] = after
+        self._detail[seen.probe] = seen.detail
+        self._generation[seen.probe] = seen.generation
+        if after.state is not before.state:
+            self._since[seen.probe] = datetime.now(UTC).isoformat(timespec="milliseconds")
+            self._tell_change(seen, after.state)
+        if self._judge is not None:
+            self._judge.observe(seen)
+            self._conclude()
+
+    def _tell_change(self, seen: Observation, state: HealthState) -> None:
+        tell = self._world.log.warning if state is HealthState.DOWN else self._world.log.info
+        generation = None if seen.generation is None else f"g{seen.generation}"
+        tell(
+            "probe.state_changed", probe=seen.probe, to_state=state.value, generation=generation,
+            detail=seen.detail,
+        )  # fmt: skip
+
+    def see(self, sighting: Sighting) -> None:
+        """A worker's exit, or a count of workers."""
+        if isinstance(sighting, WorkerExited):
+            self._see_exit(sighting)
+        candidate = self._world.candidate
+        if self._judge is None or candidate is None or sighting.generation != candidate.id:
+            return
+        if isinstance(sighting, WorkerExited):
+            self._judge.worker_exited(
+                sighting.pid,
+                code=sighting.status.code,
+                signal=sighting.status.signal,
+                draining=sighting.draining,
+                at=sighting.at,
+            )
+        elif candidate.ready:
+            brood = sighting.brood
+            self._judge.census(brood.accepting, at=sighting.at, starting=len(brood.starting))
+            self._see_stopped(sighting)
+        self._conclude()
+
+    def _see_exit(self, gone: WorkerExited) -> None:
+        generation = self._world.generations.get(gone.generation)
+        expected = gone.draining or (generation is not None and generation.told_to_stop)
+        tell = self._world.log.info
+        if not expected and not gone.status.orderly and gone.status != UNKNOWN_EXIT:
+            tell = self._world.log.warning
+        tell(
+            "worker.exited", generation=f"g{gone.generation}", pid=gone.pid,
+            detail=str(gone.status), draining=gone.draining,
+        )  # fmt: skip
+
+    def _see_stopped(self, count: Counted) -> None:
+        if count.master_stopped and not self._told_trigger:
+            self._told_trigger = True
+            detail = "the candidate's master is stopped (SIGSTOP): it could not react to anything"
+            self._post(Triggered(reason="candidate_stopped", detail=detail))
+
+    def _conclude(self) -> None:
+        judge, run = self._judge, self._world.run
+        if judge is None or run is None:
+            return
+        run.judged = run.judged or judge.judged
+        if judge.trigger is not None and not self._told_trigger:
+            self._told_trigger = True
+            trigger = judge.trigger
+            self._progress({"event": "trigger", "reason": trigger.reason, "detail": trigger.detail})
+            self._post(Triggered(reason=trigger.reason, detail=trigger.detail))
+        if self._watch is Watch.CANARY and judge.healthy and not self._told_healthy:
+            self._told_healthy = True
+            self._post(CandidateHealthy())
+
+    # --- telling ----------------------------------------------------------------------------
+
+    def report(self) -> list[dict[str, object]]:
+        """The probes as `status` shows them."""
+        return [
+            {
+                "name": name,
+                "type": probe.type,
+                "state": self._health[name].state.value,
+                "generation": None
+                if self._generation[name] is None
+                else f"g{self._generation[name]}",
+                "since": self._since[name] or None,
+                "detail": self._detail[name] or None,
+            }
+            for name, probe in self._probes.items()
+        ]
+
+    @property
+    def lacking(self) -> str:
+        """What the candidate still lacks to be healthy, for the verdict's text."""
+        return "" if self._judge is None else self._judge.lacking

@@ -1,0 +1,205 @@
+"""Find a living nginx and take it over as it is; end what a dead supervisor left unfinished.
+
+The journal says what was intended, the record of masters who they were, the kernel who they are;
+the pid file is asked last.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import trio
+
+from supervisor.core.errors import SupervisorError
+from supervisor.core.events import InterruptedUpgrade, Succeeded
+from supervisor.core.model import Phase
+from supervisor.edges import pidfile, procfs
+from supervisor.edges.capture import Capture
+from supervisor.edges.generation import Generation, Program, Role
+from supervisor.edges.journal import History
+from supervisor.edges.process import Process
+from supervisor.edges.runtime_state import KnownMaster, RuntimeState
+from supervisor.operations.facts import Facts, read_facts, settings_argv
+from supervisor.operations.world import UpgradeRun, World
+
+_AFTER_USR2 = (
+    Phase.SPAWNING, Phase.CANARY, Phase.SHIFTING, Phase.SOAKING, Phase.HELD, Phase.COMMITTING,
+    Phase.ROLLING_BACK,
+)  # fmt: skip
+_AFTER_WINCH = (Phase.SHIFTING, Phase.SOAKING, Phase.HELD, Phase.COMMITTING)
+
+
+async def recover(world: World, runtime: RuntimeState, history: History) -> Succeeded | None:
+    """Adopt what lives; None where nothing does (what was left of an upgrade is then closed).
+
+    Raises SupervisorError where a living nginx cannot be told from a foreign process.
+    """
+    journal = await trio.to_thread.run_sync(world.journal.read)
+    if journal.note:
+        world.log.warning("journal.note", detail=journal.note, damaged=journal.damaged)
+    record = journal.records[-1] if journal.records else None
+    if record is not None and _decided(history, str(record.get("upgrade_id"))):
+        await trio.to_thread.run_sync(world.journal.close_upgrade)
+        record = None
+    facts = await _facts(world)
+    pid_path = None if facts is None else facts.pid_path
+    if pid_path is not None:
+        world.lock(pid_path)
+        world.pid_path = pid_path
+    known = await trio.to_thread.run_sync(runtime.load)
+    for master in known.masters:
+        _adopt_known(world, master)
+    if world.active is None and pid_path is not None:
+        await _adopt_by_pid_file(world, Path(pid_path), facts)
+    if record is not None:
+        world.run = _run_of(world, record)
+    if world.active is None and world.candidate is None:
+        return None if record is None else await _nothing_left(world)
+    return await _adopted(world, record)
+
+
+def _decided(history: History, upgrade_id: str) -> bool:
+    return any(one.get("upgrade_id") == upgrade_id for one in history.entries(50))
+
+
+async def _facts(world: World) -> Facts | None:
+    """A configuration that is broken now must not keep a living nginx from being adopted."""
+    try:
+        return await read_facts(world, world.settings.nginx.binary, settings_argv(world))
+    except SupervisorError as exc:
+        world.log.warning("recover.configuration", reason=exc.reason, detail=exc.detail)
+        return None
+
+
+def _adopt_known(world: World, known: KnownMaster) -> None:
+    if known.boot_id != procfs.boot_id():
+        return
+    process = Process.open(known.pid, known.start_ticks)
+    if process is None:
+        return
+    program = Program(
+        version=known.version, sha256=known.sha256, path=world.settings.nginx.binary,
+        stored=known.version_id or None, workers=known.worker_processes, pid_path=known.pid_path,
+    )  # fmt: skip
+    generation = Generation(
+        id=known.generation, role=Role(known.role), master=process, program=program,
+        output=Capture.reattach(known.pid), ready=True,
+    )  # fmt: skip
+    generation.remember(pid for pid in known.workers if procfs.read_stat(pid) is not None)
+    world.pid_path = world.pid_path or known.pid_path
+    if known.pid_path:
+        world.lock(known.pid_path)
+    world.join(generation)
+    world.log.info("generation.adopted", generation=f"g{known.generation}", pid=known.pid)
+
+
+async def _adopt_by_pid_file(world: World, path: Path, facts: Facts | None) -> None:
+    """A master that nobody has on record: started by hand, or by a distribution's unit."""
+    claim = pidfile.read_claim(path)
+    if claim.pid is None or facts is None:
+        return
+    process = Process.open(claim.pid)
+    if process is None:
+        return
+    if b"master process" not in procfs.title(claim.pid) or not procfs.catches(
+        claim.pid, signal.SIGUSR2
+    ):
+        process.close()
+        world.log.warning("pid_file.foreign", path=str(path), pid=claim.pid)
+        return
+    stored = await trio.to_thread.run_sync(
+        lambda: world.store.take_from_process(process.pid, modules=facts.modules)
+    )
+    program = facts.refresh(
+        Program(
+            version=stored.version or facts.build.version, sha256=stored.sha256,
+            path=world.settings.nginx.binary, stored=stored.id,
+        )
+    )  # fmt: skip
+    await trio.to_thread.run_sync(world.store.mark_good, stored.id)
+    generation = Generation(
+        id=world.generations.reserve(), role=Role.ACTIVE, master=process, program=program,
+        output=Capture.reattach(process.pid), ready=True,
+    )  # fmt: skip
+    world.join(generation)
+    world.log.info("generation.adopted", generation=f"g{generation.id}", pid=process.pid)
+
+
+def _run_of(world: World, record: Mapping[str, object]) -> UpgradeRun:
+    """The upgrade as far as its journal tells; what a rollback may have to undo is assumed done."""
+    phase = Phase(str(record["phase"]))
+    candidate = world.candidate
+    old = world.active
+    run = UpgradeRun(
+        id=str(record["upgrade_id"]),
+        candidate_id=_number(record.get("candidate")),
+        previous=_text(record.get("previous")),
+        installed=phase in _AFTER_USR2,
+        usr2_sent=phase in _AFTER_USR2,
+        program=None if candidate is None else candidate.program,
+        include_text=_text(record.get("include_text")),
+        include_written=record.get("include_written") is True,
+    )
+    run.to_version = _text(record.get("to_version"))
+    if run.program is None and old is not None:
+        run.program = Program(
+            version=run.to_version or "", sha256="", path=world.settings.nginx.binary,
+            workers=old.program.workers, pid_path=old.program.pid_path,
+        )  # fmt: skip
+    if phase in _AFTER_WINCH and old is not None:
+        brood = old.look()
+        run.winch_workers = frozenset(old.workers) - brood.accepting
+    return run
+
+
+async def _nothing_left(world: World) -> None:
+    """Nothing of nginx lives: a cold start follows, from the files of before the upgrade."""
+    run = world.run
+    assert run is not None
+    if run.previous is not None and run.installed:
+        binary = Path(world.settings.nginx.binary)
+        await trio.to_thread.run_sync(world.store.restore, run.previous, binary)
+
+
+async def _adopted(world: World, record: Mapping[str, object] | None) -> Succeeded:
+    active, candidate = world.active, world.candidate
+    if active is None:
+        # Only the candidate lives: it is what serves, and the old version is started beside it
+        # by the rollback, or it stays where no upgrade is on record.
+        assert candidate is not None
+        candidate.role = Role.ACTIVE
+        active, candidate = candidate, None
+    world.last_program = active.program
+    retiring = frozenset(one.id for one in world.generations if one.role is Role.RETIRING)
+    note = f"adopted nginx {active.program.version}, master {active.master.pid}"
+    if record is None or world.run is None:
+        return Succeeded(generation=active.id, retiring=retiring, note=note)
+    phase = str(record["phase"])
+    detail = f"the supervisor died while the upgrade was in {phase}"
+    committed = phase == Phase.COMMITTING.value and _holds_up(candidate)
+    if committed and candidate is not None:
+        active.role, candidate.role = Role.RETIRING, Role.ACTIVE
+        retiring |= {active.id}
+        world.pid_path = candidate.program.pid_path or world.pid_path
+        active, candidate = candidate, None
+    left = InterruptedUpgrade(
+        upgrade_id=world.run.id, candidate=None if candidate is None else candidate.id,
+        detail=detail, committed=committed,
+    )  # fmt: skip
+    return Succeeded(generation=active.id, retiring=retiring, note=note, interrupted=left)
+
+
+def _holds_up(candidate: Generation | None) -> bool:
+    return candidate is not None and candidate.alive and bool(candidate.look().accepting)
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _number(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+

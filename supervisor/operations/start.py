@@ -1,0 +1,265 @@
+"""Start nginx: cold, after a crash on the sockets of what is left, or as a rescue."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+
+from supervisor.core.errors import OperationFailed, SupervisorError
+from supervisor.core.events import Succeeded
+from supervisor.core.nginx_listen import AddressKind
+from supervisor.edges.capture import Capture
+from supervisor.edges.generation import Generation, Program, Role, take_listeners
+from supervisor.edges.launch import Launch
+from supervisor.edges.placing import sha256_of
+from supervisor.edges.store import Origin, StoredVersion
+from supervisor.operations.facts import Facts, environment, read_facts, settings_argv
+from supervisor.operations.pidfiles import settle_pid_file
+from supervisor.operations.restore import put_back
+from supervisor.operations.spawn import wait_ready
+from supervisor.operations.world import World
+
+
+async def start(world: World, *, rescue: bool, first: bool) -> Succeeded:
+    """Return when a new generation serves; orphans of a dead one keep serving until then.
+
+    A crash start runs the version that ran, a rescue the one before it, whatever is on disk by
+    now; a cold start tries what is on disk and falls back to the last good version. Raises
+    SupervisorError with nginx's own words.
+    """
+    orphans = _set_dead_aside(world)
+    note = await _choose_version(world, rescue=rescue, first=first)
+    try:
+        generation = await _start_from_disk(world, orphans)
+    except SupervisorError as exc:
+        fallback = await _fallback(world, first=first)
+        if fallback is None:
+            raise
+        world.log.error("start.fell_back", reason=exc.reason, detail=exc.detail)
+        await put_back(world, fallback.id)
+        generation = await _start_from_disk(world, orphans)
+        note = f"the file on disk did not start ({exc.detail}); {fallback.version} serves"
+    return Succeeded(
+        generation=generation.id, retiring=frozenset(one.id for one in orphans), note=note
+    )
+
+
+def _set_dead_aside(world: World) -> list[Generation]:
+    """Generations without a master: the ones with living workers retire, the others are over."""
+    orphans = []
+    for generation in list(world.generations):
+        if generation.alive:
+            continue
+        if generation.gone:
+            world.generations.drop(generation)
+        elif generation.role is not Role.RETIRING:
+            generation.role = Role.RETIRING
+            orphans.append(generation)
+    return orphans
+
+
+async def _choose_version(world: World, *, rescue: bool, first: bool) -> str:
+    """Put on disk what is to be started; what was found there instead is reported."""
+    binary = Path(world.settings.nginx.binary)
+    last = world.last_program
+    wanted: StoredVersion | None = None
+    if rescue and last is not None and last.stored is not None:
+        wanted = await trio.to_thread.run_sync(world.store.previous_good, last.stored)
+    elif not first and last is not None and last.stored is not None:
+        wanted = await trio.to_thread.run_sync(world.store.get, last.stored)
+    elif first:
+        on_disk = await trio.to_thread.run_sync(_known_on_disk, world, binary)
+        if on_disk is not None and on_disk.good is False:
+            wanted = await trio.to_thread.run_sync(world.store.last_good)
+    if wanted is None:
+        return ""
+    replaced = await trio.to_thread.run_sync(world.store.restore, wanted.id, binary)
+    if not replaced:
+        return ""
+    world.log.warning(
+        "binary.drift", path=str(binary), restored=wanted.version, version_id=wanted.id
+    )
+    return f"{binary} was not what is to run; version {wanted.version} was put back"
+
+
+def _known_on_disk(world: World, binary: Path) -> StoredVersion | None:
+    """The newest stored version with the binary that is on disk now."""
+    try:
+        digest = sha256_of(binary)
+    except OSError:
+        return None
+    found = [one for one in world.store.versions() if one.sha256 == digest]
+    return found[-1] if found else None
+
+
+async def _fallback(world: World, *, first: bool) -> StoredVersion | None:
+    """The last good version, where a cold start tried a file that nobody has judged."""
+    if not first:
+        return None
+    binary = Path(world.settings.nginx.binary)
+    good = await trio.to_thread.run_sync(world.store.last_good)
+    tried = await trio.to_thread.run_sync(_known_on_disk, world, binary)
+    if good is None or (tried is not None and tried.good):
+        return None
+    return good
+
+
+async def _start_from_disk(world: World, orphans: Sequence[Generation]) -> Generation:
+    binary = world.settings.nginx.binary
+    facts = await read_facts(world, binary, settings_argv(world))
+    if not facts.config.master_process:
+        raise OperationFailed(
+            "master_process_off",
+            "cannot supervise: the configuration says `master_process off`; without a master "
+            "there is nothing to upgrade. Remove the directive",
+        )
+    world.pid_path = facts.pid_path
+    world.lock(facts.pid_path)
+    stored = await trio.to_thread.run_sync(
+        lambda: world.store.take(
+            Path(binary), modules=facts.modules, origin=Origin.DISK, version=facts.build.version
+        )
+    )
+    program = facts.refresh(
+        Program(
+            version=facts.build.version, sha256=stored.sha256, path=binary, stored=stored.id
+        )
+    )
+    listeners = _listeners_of(orphans)
+    try:
+        if not listeners:
+            remove_stale_sockets(facts)
+        generation = await launch(world, program, environment(world, program.environment), listeners)
+    finally:
+        for fd in listeners:
+            os.close(fd)
+    await settle_pid_file(world, generation)
+    await trio.to_thread.run_sync(world.store.mark_good, stored.id)
+    return generation
+
+
+async def relaunch(world: World, old: Generation, candidate: Generation | None) -> Generation:
+    """A fresh start of the old version while something else may serve; for a rollback.
+
+    It inherits the listening sockets of the candidate, or of whoever lives, so that no connection
+    is refused. The old version's files must be on disk already.
+    """
+    old.role = Role.RETIRING
+    sources = [old] if candidate is None else [candidate, old]
+    listeners = _listeners_of(sources)
+    env = environment(world, old.program.environment)
+    try:
+        return await launch(world, old.program, env, listeners)
+    finally:
+        for fd in listeners:
+            os.close(fd)
+
+
+def _listeners_of(generations: Sequence[Generation]) -> list[int]:
+    """Duplicates of the listening sockets of the first process that has any."""
+    for generation in generations:
+        for process in (generation.master, *generation.workers.values()):
+            taken = take_listeners(process)
+            if taken:
+                return taken
+    return []
+
+
+def remove_stale_sockets(facts: Facts) -> None:
+    """Remove unix sockets of the configuration that nobody listens on: bind would fail on them.
+
+    A master that was killed leaves them behind, and some versions do when they stop.
+    """
+    for listen in facts.config.listens:
+        if listen.kind is AddressKind.UNIX and _is_stale(listen.host):
+            os.unlink(listen.host)
+
+
+def _is_stale(path: str) -> bool:
+    if not os.path.exists(path):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        try:
+            sock.connect(path)
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False  # somebody listens and is busy, or it is no socket at all
+    return False
+
+
+async def launch(
+    world: World, program: Program, env: dict[str, str], listeners: Sequence[int]
+) -> Generation:
+    """Start `program`, prove it ready, and take it in as the active generation.
+
+    Raises OperationFailed `start_failed` or `start_timeout` with nginx's own words; a master that
+    does not become ready is killed, with its workers. Cancelling does the same.
+    """
+    limit = world.settings.restart.start_timeout
+    output = Capture.create()
+    argv = (program.path, *settings_argv(world))
+    async with await Launch.begin(
+        argv, env, output=output, inherit_variable=world.settings.nginx.inherit_variable,
+        listeners=listeners,
+    ) as launching:  # fmt: skip
+        if launching.master is None:
+            raise await _start_failure(launching, output)
+        generation = Generation(
+            id=world.generations.reserve(), role=Role.ACTIVE, master=launching.master,
+            program=program, output=output,
+        )  # fmt: skip
+        try:
+            if not await _becomes_ready(launching, generation, limit):
+                if launching.failed:
+                    raise await _start_failure(launching, output)
+                raise OperationFailed(
+                    "start_timeout",
+                    f"nginx was not ready within {limit:g} s: "
+                    f"{len(generation.look().accepting)} of {program.workers} workers are up; "
+                    f"{output.tail() or 'it wrote nothing to its standard error'}",
+                )
+        finally:
+            if not generation.ready:
+                with trio.CancelScope(shield=True):
+                    await _kill(generation)
+    world.join(generation)
+    world.last_program = replace(program)
+    return generation
+
+
+async def _becomes_ready(launching: Launch, generation: Generation, limit: float) -> bool:
+    async with trio.open_nursery() as nursery:
+
+        async def fails() -> None:
+            await launching.wait_failed()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(fails)
+        with trio.move_on_after(limit):
+            await wait_ready(generation)
+        nursery.cancel_scope.cancel()
+    return generation.ready
+
+
+async def _start_failure(launching: Launch, output: Capture) -> OperationFailed:
+    status = await launching.wait_failed()
+    said = output.tail()
+    return OperationFailed("start_failed", f"nginx {status} while it started: {said}")
+
+
+async def _kill(generation: Generation) -> None:
+    """Nothing of a start that failed is left."""
+    generation.look()
+    generation.master.send(signal.SIGKILL)
+    await generation.master.wait_exited()
+    generation.exit = await generation.master.exit_status()
+    generation.signal_workers(signal.SIGKILL)
+    generation.close()

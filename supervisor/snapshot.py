@@ -1,0 +1,96 @@
+"""What `status` tells, as the reply of the interface; computed from what is known, at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+
+from supervisor.core.model import UPGRADING, Phase, State
+from supervisor.edges import procfs
+from supervisor.edges.disk_binary import DiskBinary
+from supervisor.edges.generation import Generation, Role
+from supervisor.edges.resources import resources_of
+from supervisor.engine import public_state
+
+_ORDER = {Role.ACTIVE: 0, Role.CANDIDATE: 1, Role.RETIRING: 2}
+
+
+def status(
+    *,
+    state: State,
+    generations: Sequence[Generation],
+    disk: DiskBinary,
+    config_matches: bool | None,
+    probes: Sequence[Mapping[str, object]],
+    restarts: int,
+    last_verdict: Mapping[str, object] | None,
+) -> dict[str, object]:
+    """The reply of Status: the active generation first, orphans of a dead master as retiring."""
+    shown = sorted(generations, key=lambda one: (_ORDER[one.role], one.id))
+    active = next((one for one in shown if one.role is Role.ACTIVE), None)
+    return {
+        "state": public_state(state),
+        "reason": None if state.phase is Phase.IDLE else _reason(state),
+        "detail": None if state.phase is Phase.IDLE else state.detail or None,
+        "upgrade": _upgrade(state, shown),
+        "generations": [_generation(one) for one in shown],
+        "binary_on_disk": {
+            "path": disk.path,
+            "version": disk.version,
+            "sha256": disk.sha256,
+            "matches_active": None
+            if active is None or disk.sha256 is None
+            else disk.sha256 == active.program.sha256,
+        },
+        "config_matches_active": config_matches,
+        # Duplicates of the listeners are not kept yet.
+        "held_listeners": {"available": False, "count": 0, "addresses": []},
+        "probes": list(probes),
+        "restarts": restarts,
+        "last_verdict": None if last_verdict is None else dict(last_verdict),
+        "supervisor_pid": os.getpid(),
+        "supervisor_version": version(),
+    }
+
+
+def version() -> str:
+    """This program's own version."""
+    return metadata.version("nginx-supervisor")
+
+
+def _reason(state: State) -> str | None:
+    if state.reason is not None:
+        return state.reason
+    return "previous_generation_draining" if state.phase is Phase.DRAINING else state.phase.value
+
+
+def _upgrade(state: State, shown: Sequence[Generation]) -> dict[str, object] | None:
+    if state.upgrade is None or state.phase not in UPGRADING:
+        return None
+    candidate = next((one for one in shown if one.role is Role.CANDIDATE), None)
+    return {
+        "id": state.upgrade.id,
+        "phase": state.phase.value,
+        "candidate": None if candidate is None else f"g{candidate.id}",
+    }
+
+
+def _generation(one: Generation) -> dict[str, object]:
+    brood = one.brood()
+    master_lives = one.alive
+    return {
+        "id": f"g{one.id}",
+        "role": one.role.value,
+        "version": one.program.version,
+        "binary": one.program.path,
+        "sha256": one.program.sha256,
+        "master_pid": one.master.pid if master_lives else None,
+        "master_resources": resources_of(one.master.pid) if master_lives else None,
+        "workers": [_worker(pid, brood) for pid in sorted(brood.workers)],
+    }
+
+
+def _worker(pid: int, brood: procfs.Brood) -> dict[str, object]:
+    state = "accepting" if pid in brood.accepting else "draining"
+    return {"pid": pid, "state": state, "resources": resources_of(pid)}
