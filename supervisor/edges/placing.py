@@ -44,9 +44,9 @@ class Staged:
 
 
 def sha256_of(path: Path) -> str:
-    """The content's hash. Raises OSError, also where `path` is no regular file."""
+    """The hash of the file's content. Raises OSError, also where it is no regular file."""
     digest = hashlib.sha256()
-    with closing(open_regular(path)) as fd:
+    with closing(open_regular(path.resolve())) as fd:
         while chunk := os.read(fd, _CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

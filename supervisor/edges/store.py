@@ -110,10 +110,12 @@ class VersionStore:
     ) -> StoredVersion:
         """Stores `source` and `modules` (the path that nginx loads -> where it is now).
 
-        Regular files only, and no symlink as last component. A module that is missing is left out:
-        nginx's own test will say so. Raises Refusal `binary_missing`, `binary_unreadable`,
-        `no_space`, `state_not_writable`.
+        Regular files only, and no symlink as last component, except for what stands at nginx.binary
+        (Origin.DISK). A module that is missing is left out: nginx's own test will say so. Raises
+        Refusal `binary_missing`, `binary_unreadable`, `no_space`, `state_not_writable`.
         """
+        if origin is Origin.DISK:
+            source = source.resolve()
         with reading(source):
             fd = open_regular(source)
         with closing(fd):

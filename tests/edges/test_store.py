@@ -271,7 +271,8 @@ def test_a_symlink_is_flipped_and_never_written_through(
     link = tmp_path / "sbin" / "nginx"
     link.parent.mkdir()
     link.symlink_to("../opt/nginx-1")
-    one = store.take(package, modules={}, origin=Origin.DISK)
+    one = store.take(link, modules={}, origin=Origin.DISK)
+    assert one.source == str(package)
     two, three = taken(store, tmp_path, b"two"), taken(store, tmp_path, b"three")
     store.install(two.id, link)
     placed = package.with_name(f"nginx-1.{two.id}")
