@@ -50,8 +50,8 @@ class ProbeListener:
 
         Raises Refusal `no_probe_port` where none is left.
         """
-        start = self._ports.index(self._last) + 1
-        for port in (*self._ports[start:], *self._ports[:start]):
+        after: list[int] = [port for port in self._ports if port > self._last]
+        for port in [*after, *self._ports]:
             if port not in exclude and _can_bind(port):
                 self._last = port
                 return port

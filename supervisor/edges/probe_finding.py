@@ -1,0 +1,90 @@
+"""What a probe found before anyone asked whose answer it was, and how it connects."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from supervisor.core.observation import Outcome
+from supervisor.core.probe_settings import Address, UnixAddress
+from supervisor.edges.sockets import SocketAddress
+
+Owner = Callable[[SocketAddress, SocketAddress], int | None]
+"""From our end and the other end of a connection: the worker that holds the other end."""
+
+_ACCEPT_PAUSES = (0.0, 0.001, 0.002, 0.004)
+"""Seconds between looks for the worker that accepts; an idle one takes microseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One result of one probe, not yet attributed to a generation."""
+
+    outcome: Outcome
+    detail: str
+    latency: float = 0.0
+    worker_pid: int | None = None
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a probe has come; tells a timeout's text what it was waiting for."""
+
+    doing: str = "connecting"
+    began: float | None = None  # when the first byte was sent
+    worker_pid: int | None = None
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the first byte was sent."""
+        return 0.0 if self.began is None else trio.current_time() - self.began
+
+    def finding(self, outcome: Outcome, detail: str) -> Finding:
+        """The end of it."""
+        return Finding(
+            outcome=outcome, detail=detail, latency=self.elapsed, worker_pid=self.worker_pid
+        )
+
+
+Check = Callable[[Progress], Awaitable[Finding]]
+
+
+async def within(seconds: float, check: Check) -> Finding:
+    """What `check` finds, or a failure that says what was waited for when time ran out."""
+    progress = Progress()
+    with trio.move_on_after(seconds):
+        return await check(progress)
+    return progress.finding(Outcome.FAIL, f"timed out after {seconds:g} s: {progress.doing}")
+
+
+async def connect(address: Address) -> trio.SocketStream:
+    """A connection to `address`. Raises OSError; `cause_of` puts it in words."""
+    if isinstance(address, UnixAddress):
+        return await trio.open_unix_socket(address.path)
+    return await trio.open_tcp_stream(address.host, address.port)
+
+
+def cause_of(exc: BaseException) -> str:
+    """The innermost cause: trio wraps what each address of a name said."""
+    while True:
+        if isinstance(exc, BaseExceptionGroup):
+            exc = exc.exceptions[0]
+        elif isinstance(exc.__cause__, OSError | BaseExceptionGroup):
+            exc = exc.__cause__
+        else:
+            return getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+
+
+async def trace(stream: trio.SocketStream, owner: Owner | None, *, patient: bool) -> int | None:
+    """The worker at the other end; a patient look gives it a few milliseconds to accept."""
+    if owner is None or stream.socket.family not in (trio.socket.AF_INET, trio.socket.AF_INET6):
+        return None
+    here, there = stream.socket.getsockname(), stream.socket.getpeername()
+    for pause in _ACCEPT_PAUSES if patient else (0.0,):
+        await trio.sleep(pause)
+        pid = owner(here, there)
+        if pid is not None:
+            return pid
+    return None

@@ -1,0 +1,214 @@
+"""Runs all probes, all the time, and says of each result which generation it speaks of.
+
+What the probes are aimed at changes with the phase of an upgrade. An answer is attributed by what
+the kernel says (the socket that answered, the worker that holds it), never by what was intended;
+what cannot be attributed is INCONCLUSIVE.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import trio
+
+from supervisor.core.observation import Observation, Outcome, bounded_detail
+from supervisor.core.probe_settings import (
+    Address,
+    ExecProbe,
+    HttpProbe,
+    ProbeSettings,
+    TcpAddress,
+    TcpProbe,
+)
+from supervisor.edges.exec_probe import Identity, check_exec
+from supervisor.edges.http_probe import check_http
+from supervisor.edges.probe_finding import (
+    Finding,
+    Owner,
+    Progress,
+    cause_of,
+    connect,
+    trace,
+    within,
+)
+
+SHARED = "probe_listener_shared"
+"""How the detail of an answer begins that came over a listener that is not private."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aim:
+    """What the probes are aimed at, and how their answers are attributed to `generation`.
+
+    The callables run in the supervisor's own thread and must not block.
+    """
+
+    generation: int
+    address: tuple[str, int] | None = None
+    """Where http and tcp probes connect to instead; Host and path stay. None: as configured."""
+    owner: Owner | None = None
+    """The worker of `generation` that holds the other end of a connection."""
+    exclusive: Callable[[], bool] | None = None
+    """Asked right after each answer: can it only have come from `generation`?"""
+    cover: frozenset[int] = frozenset()
+    """The workers that are to answer at least once; asked for at once, not at the interval."""
+    sole: bool = True
+    """Nobody else accepts new connections: what cannot be traced is this generation's."""
+    workers: Callable[[], Collection[int]] | None = None
+    """The workers of `generation` now: what a response header names has to be among them."""
+
+
+@dataclass(slots=True)
+class _Round:
+    """One aim, and the workers that have not answered since."""
+
+    aim: Aim
+    missing: set[int] = field(default_factory=set)
+    attempts_left: int = 0
+
+    def cover(self, workers: Collection[int]) -> None:
+        """Ask for these from now on."""
+        if set(workers) - self.missing:
+            self.attempts_left = _attempts(len(workers))
+        self.missing = set(workers)
+
+    def known(self, pid: int) -> bool:
+        """Whether a worker that an answer names is this generation's."""
+        workers = self.aim.workers
+        return pid in (workers() if workers is not None else self.aim.cover)
+
+
+def _attempts(workers: int) -> int:
+    """Enough for chance to find each of them (coupon collector), four times over."""
+    return math.ceil(4 * workers * math.log(workers)) + 16 if workers else 0
+
+
+class Prober:
+    """Runs the probes of one configuration; `run` is its one task."""
+
+    def __init__(
+        self,
+        probes: Iterable[ProbeSettings],
+        *,
+        report: Callable[[Observation], None],
+        worker_identity: Callable[[], tuple[int, int] | None],
+    ) -> None:
+        self._probes = tuple(probes)
+        self._report = report
+        self._worker_identity = worker_identity
+        self._round: _Round | None = None
+        self._changed = trio.Event()
+
+    def aim(self, aim: Aim) -> None:
+        """Look at something else: probes that run are broken off, a fresh round starts at once."""
+        self._round = _Round(aim)
+        self._round.cover(aim.cover)
+        self._changed.set()
+
+    def pause(self) -> None:
+        """Nothing serves: break off the probes that run, report nothing until the next aim."""
+        self._round = None
+        self._changed.set()
+
+    def cover(self, workers: frozenset[int]) -> None:
+        """Ask for these workers from now on, without a new round."""
+        if self._round is not None:
+            self._round.cover(workers)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Probe for ever, each probe at its interval and never beside itself.
+
+        Cancelling closes every connection and ends every command.
+        """
+        task_status.started()
+        while True:
+            self._changed = trio.Event()
+            async with trio.open_nursery() as nursery:
+                if self._round is not None:
+                    for probe in self._probes:
+                        nursery.start_soon(self._repeat, probe, self._round)
+                await self._changed.wait()
+                nursery.cancel_scope.cancel()
+
+    async def _repeat(self, probe: ProbeSettings, current: _Round) -> None:
+        due = trio.current_time()
+        while True:
+            again = True
+            while again:
+                observation = self._attribute(probe, await self._look(probe, current), current)
+                self._report(observation)
+                again = observation.outcome is Outcome.PASS and self._covers(probe, current)
+            due = max(due + probe.interval, trio.current_time())
+            await trio.sleep_until(due)
+
+    def _covers(self, probe: ProbeSettings, current: _Round) -> bool:
+        """Whether to connect again at once, in the hope of meeting another worker."""
+        by_http = any(isinstance(one, HttpProbe) for one in self._probes)
+        if not isinstance(probe, HttpProbe if by_http else TcpProbe):
+            return False
+        if current.aim.owner is None or not current.missing or current.attempts_left <= 0:
+            return False
+        current.attempts_left -= 1
+        return True
+
+    async def _look(self, probe: ProbeSettings, current: _Round) -> Finding:
+        aim = current.aim
+        match probe:
+            case HttpProbe():
+                return await check_http(
+                    probe, _address(probe.address, aim), aim.owner, known=current.known
+                )
+            case TcpProbe():
+                return await _check_tcp(probe, _address(probe.address, aim), aim.owner)
+            case ExecProbe():
+                worker = self._worker_identity()
+                identity = None if worker is None else Identity(*worker)
+                environment = {}
+                if aim.address is not None:
+                    environment["PROBE_ADDRESS"] = "{}:{}".format(*aim.address)
+                return await check_exec(probe, identity, environment)
+            case _ as never:
+                assert_never(never)
+
+    def _attribute(self, probe: ProbeSettings, found: Finding, current: _Round) -> Observation:
+        aim = current.aim
+        worker, outcome, detail = found.worker_pid, found.outcome, found.detail
+        if aim.exclusive is not None and not aim.exclusive():
+            outcome, detail = Outcome.INCONCLUSIVE, f"{SHARED} ({detail})"
+        elif worker is None and not aim.sole:
+            outcome, detail = Outcome.INCONCLUSIVE, f"nobody can tell whose answer it is ({detail})"
+        attributed = outcome is not Outcome.INCONCLUSIVE
+        if attributed and worker is not None and outcome is Outcome.PASS:
+            current.missing.discard(worker)
+        return Observation(
+            probe=probe.name,
+            outcome=outcome,
+            detail=bounded_detail(detail),
+            latency=found.latency,
+            generation=aim.generation if attributed else None,
+            worker_pid=worker if attributed else None,
+        )
+
+
+def _address(configured: Address, aim: Aim) -> Address:
+    return configured if aim.address is None else TcpAddress(*aim.address)
+
+
+async def _check_tcp(probe: TcpProbe, address: Address, owner: Owner | None) -> Finding:
+    """Connect once. Never raises; cancelling closes the connection."""
+
+    async def open_and_close(progress: Progress) -> Finding:
+        progress.began = trio.current_time()
+        try:
+            stream = await connect(address)
+        except OSError as exc:
+            return progress.finding(Outcome.FAIL, f"cannot connect: {cause_of(exc)}")
+        took = progress.elapsed
+        async with stream:
+            worker = await trace(stream, owner, patient=True)
+        return Finding(outcome=Outcome.PASS, detail="connected", latency=took, worker_pid=worker)
+
+    return await within(probe.timeout, open_and_close)
