@@ -43,7 +43,8 @@ def start(state: State, operation: Operation = Operation.START) -> Step:
 
 def start_now(state: State, event: Event) -> Step:
     """Start nginx; the requester waits."""
-    starting, actions = start(replace(state, reason=None, detail=""))
+    fresh = replace(state, reason=None, detail="", restarts=state.restarts.forget())
+    starting, actions = start(fresh)
     return starting, (Attach(narrow(event, Requested).request), *actions)
 
 
@@ -181,7 +182,7 @@ def stopped(state: State, event: Event) -> Step:
         state, active=None, candidate=None, upgrade=None, retiring=frozenset(), rescuable=False
     )
     if state.goal is Goal.RESTART:
-        starting, actions = start(replace(still, reason=None))
+        starting, actions = start(replace(still, reason=None, restarts=state.restarts.forget()))
         return starting, (*verdict, *actions)
     stopped = replace(still, phase=Phase.STOPPED, reason="stopped")
     after: tuple[Action, ...] = (Exit(0),) if state.goal is Goal.EXIT else ()
