@@ -86,7 +86,7 @@ def _server(socket: Path) -> Iterator[None]:
 def _install(folder: Path) -> Path:
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     scripts = folder / "bin"
-    pip = [str(scripts / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    pip = [str(scripts / "python"), "-m", "pip", "--disable-pip-version-check", "install", "-q"]
     # Built from a copy: a build in place leaves its folders behind. The client needs no packages.
     copy = folder / "source"
     copy.mkdir()

@@ -40,6 +40,7 @@ class ControlBackend(Protocol):
     def submit(self, command: commands.Command, peer: Peer) -> ProgressEvents:
         """Ask for an operation; entering gives its Progress events, the last one the verdict.
 
+        The first event is `accepted` where the command is: that is what `--no-wait` waits for.
         Entering has the command taken, all or nothing, when it is cancelled as well. Leaving
         early ends the listening and never the operation. The sender does not wait for the
         receiver. A channel that ends without a verdict means that the supervisor ends. What the

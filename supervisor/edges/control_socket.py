@@ -43,11 +43,10 @@ async def control_listener(path: str, *, mode: int) -> AsyncIterator[trio.Socket
     async with _folder_lock(path):
         with _translated(path):
             _remove_stale(path)
-            listening = _bind(path, mode)
+            listening = _listen(path, mode)
     with listening:
         ours = _identity(path)
         try:
-            listening.listen(BACKLOG)
             yield trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         finally:
             if ours is not None and _identity(path) == ours:
@@ -146,7 +145,7 @@ def _answers(path: str) -> bool:
     return True
 
 
-def _bind(path: str, mode: int) -> socket.socket:
+def _listen(path: str, mode: int) -> socket.socket:
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # The kernel gives the file the mode of the socket's own inode, less the umask
@@ -154,6 +153,7 @@ def _bind(path: str, mode: int) -> socket.socket:
         os.fchmod(bound.fileno(), mode)
         bound.bind(path)
         os.chmod(path, mode)  # what the umask took away
+        bound.listen(BACKLOG)  # under the lock: without it another supervisor finds it stale
     except BaseException:
         bound.close()
         raise
