@@ -437,3 +437,29 @@ def test_no_durations(text: str) -> None:
 
 def test_every_method_has_a_command() -> None:
     assert {command.method for command in COMMANDS.values()} == {route.method for route in ROUTES}
+
+
+async def test_a_supervisor_that_hangs_with_a_full_queue(folder: Path) -> None:
+    path = str(folder / "s")
+    with socket.socket(socket.AF_UNIX) as hanging, socket.socket(socket.AF_UNIX) as first:
+        hanging.bind(path)
+        hanging.listen(0)
+        first.connect(path)
+        for words in (["upgrade", "--timeout", "1"], ["--json", "status"]):
+            result = await nginxctl("--socket", path, *words)
+            assert (result.code, result.out) == (5, "")
+            assert "it does not take connections" in result.err
+
+
+async def test_a_call_too_large_for_the_supervisor(control: str, backend: FakeBackend) -> None:
+    """Most of it is never taken; the reason is there all the same."""
+    from supervisor.cli.connection import Connection
+    from supervisor.wire import encode_call, parse_reply
+
+    def call() -> str | None:
+        with Connection(control, timeout=PATIENCE) as connection:
+            connection.send(encode_call("a.b.C", {"x": "x" * 16_000_000}))
+            return parse_reply(connection.receive()).error
+
+    assert await trio.to_thread.run_sync(call) == "org.nginxsupervisor.Control.BadMessage"
+    assert backend.submitted == []
