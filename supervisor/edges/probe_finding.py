@@ -9,7 +9,7 @@ import trio
 
 from supervisor.core.observation import Outcome
 from supervisor.core.probe_settings import Address, UnixAddress
-from supervisor.edges.sockets import SocketAddress
+from supervisor.edges.socket_owners import SocketAddress
 
 Owner = Callable[[SocketAddress, SocketAddress], int | None]
 """From our end and the other end of a connection: the worker that holds the other end."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from supervisor.core.errors import OperationFailed, Refusal
 from supervisor.core.settings import ProbeListenerSettings
-from supervisor.edges import sockets
+from supervisor.edges import socket_owners
 from supervisor.edges.files import REAL_DISK, Disk, read_regular, write_atomically
 
 _FILE_MODE = 0o644  # nginx's master reads it, and so does a curious operator
@@ -50,11 +50,11 @@ class ProbeListener:
 
         Raises Refusal `no_probe_port` where none is left.
         """
-        after: list[int] = [port for port in self._ports if port > self._last]
-        for port in [*after, *self._ports]:
-            if port not in exclude and _can_bind(port):
-                self._last = port
-                return port
+        later = (port for port in self._ports if port > self._last)
+        port = next((p for p in (*later, *self._ports) if p not in exclude and _can_bind(p)), None)
+        if port is not None:
+            self._last = port
+            return port
         raise Refusal(
             "no_probe_port",
             f"cannot choose a port for the private probe listener: all of {self._ports[0]} to "
@@ -92,22 +92,25 @@ class ProbeListener:
 
     def exclusive_to(self, port: int, candidate_master: int, old_master: int | None) -> Sharing:
         """Who listens on `port`, by the sockets that the two masters have open."""
-        listening = sockets.listening_inodes(port)
-        own = sockets.inodes_of(candidate_master)
+        listening = socket_owners.listening_inodes(port)
+        own = socket_owners.inodes_of(candidate_master)
         if not listening & own:
             return Sharing.ABSENT
-        others = sockets.inodes_of(old_master) if old_master is not None else frozenset()
+        others = socket_owners.inodes_of(old_master) if old_master is not None else frozenset()
         return Sharing.SHARED if listening & others or listening - own else Sharing.EXCLUSIVE
 
     def connection_owner(
-        self, local: sockets.SocketAddress, peer: sockets.SocketAddress, pids: Iterable[int]
+        self,
+        local: socket_owners.SocketAddress,
+        peer: socket_owners.SocketAddress,
+        pids: Iterable[int],
     ) -> int | None:
         """Which of `pids` holds the other end of our connection from `local` to `peer`.
 
         None where none of them does, or where nobody has accepted it yet.
         """
-        inode = sockets.connection_inode(peer, local)
-        return None if inode is None else sockets.owner_of(inode, tuple(pids))
+        inode = socket_owners.connection_inode(peer, local)
+        return None if inode is None else socket_owners.owner_of(inode, tuple(pids))
 
     def _replace(self, text: str) -> None:
         try:

@@ -1,0 +1,226 @@
+"""Whose is this socket? Answered by the kernel: an inode, and the processes that have it open.
+
+One socket among hundreds of thousands is asked for by its addresses (sock_diag(7), a netlink call
+of some microseconds). Where that is not to be had (a kernel without inet_diag, a sandbox), the same
+is read from /proc/net/tcp and tcp6, which list all of them (proc(5)).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "0.0.0.0", "::"})  # noqa: S104 - compared, not bound
+"""The local addresses at which a connection to 127.0.0.1 or ::1 can arrive."""
+
+SocketAddress = tuple[object, ...]
+"""As Python's sockets tell it: (host, port) or (host, port, flow, scope)."""
+
+_NETLINK_SOCK_DIAG = 4
+_SOCK_DIAG_BY_FAMILY = 20
+_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_TCP_LISTEN = 10
+_ANY_STATE = _ANY_COOKIE = 0xFFFFFFFF
+_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_REQUEST = struct.Struct("=BBBxI")  # struct inet_diag_req_v2 up to its id
+_PORTS = struct.Struct("!HH")
+_ID_END = struct.Struct("=III")  # interface, cookie
+# struct inet_diag_msg: family, state, timer, retrans, id (48 bytes), five 32-bit numbers
+_ANSWER = struct.Struct("=BBBB48sIIIII")
+_HEX_LINE_MINIMUM = 10  # columns of /proc/net/tcp up to the inode
+
+
+class _NoDiag(Exception):  # noqa: N818 - caught in this module, the sign to read /proc
+    """The kernel does not answer sock_diag requests."""
+
+
+def listening_inodes(port: int) -> frozenset[int]:
+    """The inodes of all sockets that listen on `port` at a loopback or wildcard address."""
+    try:
+        return frozenset(_diag_listeners(port))
+    except _NoDiag:
+        return frozenset(_proc_listeners(port))
+
+
+def connection_inode(here: SocketAddress, there: SocketAddress) -> int | None:
+    """The inode of the connected socket whose own address is `here` and whose peer is `there`.
+
+    None where there is none, or where nobody has accepted the connection yet.
+    """
+    own, peer = _numeric(here), _numeric(there)
+    try:
+        inode = _diag_connection(own, peer)
+    except _NoDiag:
+        inode = _proc_connection(own, peer)
+    return inode or None  # 0: no process has it
+
+
+def inodes_of(pid: int) -> frozenset[int]:
+    """The inodes of all sockets that `pid` has open; empty when it is gone or not ours to see."""
+    return frozenset(_inodes_of(pid))
+
+
+def owner_of(inode: int, pids: Iterable[int]) -> int | None:
+    """The first of `pids` that has the socket `inode` open."""
+    return next((pid for pid in pids if any(one == inode for one in _inodes_of(pid))), None)
+
+
+def _inodes_of(pid: int) -> Iterator[int]:
+    folder = f"/proc/{pid}/fd"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return
+    for name in names:
+        with contextlib.suppress(OSError):  # closed meanwhile
+            target = os.readlink(f"{folder}/{name}")
+            if target.startswith("socket:["):
+                yield int(target[8:-1])
+
+
+# --- addresses ---
+
+_Address = IPv4Address | IPv6Address
+_Endpoint = tuple[_Address, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One TCP socket of the kernel's."""
+
+    own: _Endpoint
+    peer: _Endpoint
+    state: int
+    inode: int
+
+    def listens_at(self, port: int) -> bool:
+        """Whether a connection to `port` of a loopback address can arrive here."""
+        return self.state == _TCP_LISTEN and self.own[1] == port and str(self.own[0]) in LOOPBACK
+
+
+def _numeric(address: SocketAddress) -> _Endpoint:
+    host, port = str(address[0]).partition("%")[0], address[1]
+    assert isinstance(port, int)
+    return ip_address(host), port
+
+
+def _spellings(own: _Endpoint, peer: _Endpoint) -> Iterator[tuple[_Endpoint, _Endpoint]]:
+    """A connection over IPv4 may have been accepted by a socket of either family (ipv6(7))."""
+    yield own, peer
+    if isinstance(own[0], IPv4Address):
+        yield _mapped(own), _mapped(peer)
+
+
+def _mapped(one: _Endpoint) -> _Endpoint:
+    return IPv6Address(f"::ffff:{one[0]}"), one[1]
+
+
+# --- sock_diag ---
+
+
+def _diag_connection(own: _Endpoint, peer: _Endpoint) -> int:
+    for mine, theirs in _spellings(own, peer):
+        family = socket.AF_INET if mine[0].version == 4 else socket.AF_INET6
+        for found in _ask(family, _ANY_STATE, mine, theirs, dump=False):
+            # Without such a connection the kernel names the listener that would get it.
+            if found.state != _TCP_LISTEN:
+                return found.inode
+    return 0
+
+
+def _diag_listeners(port: int) -> Iterator[int]:
+    for family, any_address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104
+        nobody = ip_address(any_address)
+        for found in _ask(family, 1 << _TCP_LISTEN, (nobody, port), (nobody, 0), dump=True):
+            if found.listens_at(port):
+                yield found.inode
+
+
+def _ask(family: int, states: int, own: _Endpoint, peer: _Endpoint, *, dump: bool) -> list[_Row]:
+    """Every socket that matches. Raises _NoDiag."""
+    identity = (
+        _PORTS.pack(own[1], peer[1])
+        + own[0].packed.ljust(16, b"\0")
+        + peer[0].packed.ljust(16, b"\0")
+        + _ID_END.pack(0, _ANY_COOKIE, _ANY_COOKIE)
+    )
+    request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, states) + identity
+    flags = _NLM_F_REQUEST | (_NLM_F_DUMP if dump else 0)
+    header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, flags, 1, 0)
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
+            netlink.settimeout(1.0)  # the kernel answers within the call
+            netlink.sendto(header + request, (0, 0))
+            return list(_answers(netlink, dump=dump))
+    except OSError as exc:
+        raise _NoDiag from exc
+
+
+def _answers(netlink: socket.socket, *, dump: bool) -> Iterator[_Row]:
+    while True:
+        data = netlink.recv(65536)
+        while len(data) >= _HEADER.size:
+            length, kind, *_ = _HEADER.unpack_from(data)
+            if kind == _NLMSG_DONE:
+                return
+            if kind == _NLMSG_ERROR:
+                (code,) = struct.unpack_from("=i", data, _HEADER.size)
+                if code == -2 and not dump:  # ENOENT: there is no such connection
+                    return
+                raise _NoDiag
+            yield _decode(data[_HEADER.size : length])
+            data = data[(length + 3) & ~3 :]
+        if not dump:
+            return
+
+
+def _decode(message: bytes) -> _Row:
+    family, state, _timer, _retrans, identity, *_, inode = _ANSWER.unpack_from(message)
+    size = 4 if family == socket.AF_INET else 16
+    port, peer_port = _PORTS.unpack_from(identity)
+    own, peer = identity[4 : 4 + size], identity[20 : 20 + size]
+    return _Row((ip_address(own), port), (ip_address(peer), peer_port), state, inode)
+
+
+# --- /proc/net ---
+
+
+def _proc_connection(own: _Endpoint, peer: _Endpoint) -> int:
+    wanted = set(_spellings(own, peer))
+    return next((row.inode for row in _proc_rows() if (row.own, row.peer) in wanted), 0)
+
+
+def _proc_listeners(port: int) -> Iterator[int]:
+    return (row.inode for row in _proc_rows(only_listening=True) if row.listens_at(port))
+
+
+def _proc_rows(*, only_listening: bool = False) -> Iterator[_Row]:
+    for name in ("tcp", "tcp6"):
+        try:
+            with open(f"/proc/net/{name}", encoding="ascii") as file:
+                next(file, None)  # the heading
+                for line in file:
+                    fields = line.split()
+                    if len(fields) < _HEX_LINE_MINIMUM:
+                        continue
+                    state = int(fields[3], 16)
+                    if only_listening and state != _TCP_LISTEN:
+                        break  # listening sockets come first (tcp_seq_start)
+                    own, peer = _from_hex(fields[1]), _from_hex(fields[2])
+                    yield _Row(own, peer, state, int(fields[9]))
+        except OSError:
+            continue  # no IPv6 here
+
+
+def _from_hex(text: str) -> _Endpoint:
+    """An address as /proc/net/tcp shows it: 32-bit words in the machine's byte order."""
+    digits, _, port = text.partition(":")
+    raw = bytes.fromhex(digits)
+    words = struct.unpack(f"!{len(raw) // 4}I", raw)
+    return ip_address(struct.pack(f"={len(words)}I", *words)), int(port, 16)
