@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from supervisor.core.actions import Action, Attach, Complete, Refuse, ReloadActive, ReopenLogs
-from supervisor.core.events import Event, Requested
+from supervisor.core.events import Event, MasterExited, Requested
 from supervisor.core.model import Phase, State
 
 Step = tuple[State, tuple[Action, ...]]
@@ -25,6 +25,16 @@ def narrow(event: Event, kind: type[E]) -> E:
 def stay(state: State, _event: Event) -> Step:
     """Ignored: the phase's own operation sees it in the processes, or it comes too late."""
     return state, ()
+
+
+def note_exit(state: State, event: Event) -> Step:
+    """Remember it: what the operation reports as serving may be dead by the time it is heard."""
+    return replace(state, exits=(*state.exits, narrow(event, MasterExited))), ()
+
+
+def exit_of_active(state: State) -> MasterExited | None:
+    """How the active generation's master ended, where that was seen while it was brought up."""
+    return next((one for one in state.exits if one.generation == state.active), None)
 
 
 def refuse(reason: str, text: str) -> Cell:
@@ -68,7 +78,7 @@ def settle_phase(state: State) -> State:
     """`state` in the phase in which it rests once nothing runs: draining or idle."""
     phase = Phase.DRAINING if state.retiring else Phase.IDLE
     return replace(
-        state, phase=phase, upgrade=None, candidate=None, reason=None, detail="",
+        state, phase=phase, upgrade=None, candidate=None, reason=None, detail="", exits=(),
         rescuable=state.rescuable and bool(state.retiring),
     )  # fmt: skip
 

@@ -29,7 +29,16 @@ from collections.abc import Mapping
 from enum import Enum
 
 from supervisor.core import commands
-from supervisor.core.cell import Cell, Step, attach, refuse, refuse_busy, reopen, stay
+from supervisor.core.cell import (
+    Cell,
+    Step,
+    attach,
+    note_exit,
+    refuse,
+    refuse_busy,
+    reopen,
+    stay,
+)
 from supervisor.core.events import (
     CandidateHealthy,
     Event,
@@ -219,7 +228,8 @@ _NO_EVIDENCE = _ignored(C.HEALTHY, C.TRIGGERED, C.CANDIDATE_EXITED)
 
 TABLE: Mapping[Phase, Mapping[Column, Cell]] = {
     Phase.STARTING: {
-        **_AT_REST, **_NO_EVIDENCE, **_ignored(C.ACTIVE_EXITED, C.TIMER),
+        **_AT_REST, **_NO_EVIDENCE, **_ignored(C.TIMER),
+        C.ACTIVE_EXITED: note_exit, C.OTHER_EXITED: note_exit,
         C.UPGRADE: _not_ready, C.ROLLBACK: _not_ready, C.RELOAD: _not_ready,
         C.DRAIN: _nothing_draining, C.START: attach,
         C.SUCCEEDED: started, C.FAILED: start_failed, C.GONE: gone,
@@ -295,7 +305,8 @@ TABLE: Mapping[Phase, Mapping[Column, Cell]] = {
     },
     Phase.ROLLING_BACK: {
         **_IN_UPGRADE,
-        **_ignored(C.HEALTHY, C.TRIGGERED, C.TIMER, C.ACTIVE_EXITED, C.CANDIDATE_EXITED),
+        **_ignored(C.HEALTHY, C.TRIGGERED, C.TIMER, C.CANDIDATE_EXITED),
+        C.ACTIVE_EXITED: note_exit, C.OTHER_EXITED: note_exit,
         C.ROLLBACK: attach, C.PROMOTE: _rolling_back, C.DRAIN: hasten,
         C.SUCCEEDED: rolled_back, C.FAILED: rollback_failed,
     },

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from supervisor.core.commands import Reload
 from supervisor.core.policy import RestartPolicy
+
+if TYPE_CHECKING:
+    from supervisor.core.events import MasterExited
 
 
 class Phase(Enum):
@@ -122,3 +126,4 @@ class State:
     rescuable: bool = False  # what drains is the generation that the active one replaced
     reloading: bool = False
     waiting: tuple[tuple[int, Reload], ...] = field(default=())  # reloads that wait for a verdict
+    exits: tuple[MasterExited, ...] = ()  # while an operation runs that brings a generation up

@@ -26,18 +26,29 @@ from supervisor.core.cell import (
     Cell,
     Step,
     drop_waiting,
+    exit_of_active,
     narrow,
     settle_phase,
     upgrade_text,
 )
-from supervisor.core.events import Event, Failed, GenerationGone, MasterExited, Requested, Succeeded
+from supervisor.core.events import (
+    Event,
+    Failed,
+    GenerationGone,
+    InterruptedUpgrade,
+    MasterExited,
+    Requested,
+    Succeeded,
+)
 from supervisor.core.model import Goal, OnForeignStop, Phase, State, Timer, Upgrade, Verdict
 from supervisor.core.policy import Backoff, GiveUp
 
 
 def start(state: State, operation: Operation = Operation.START) -> Step:
     """Start nginx; nothing is aimed at meanwhile."""
-    starting = replace(state, phase=Phase.STARTING, goal=Goal.RUN, candidate=None, upgrade=None)
+    starting = replace(
+        state, phase=Phase.STARTING, goal=Goal.RUN, candidate=None, upgrade=None, exits=()
+    )
     return starting, (Aim(Watch.NOTHING), Run(operation=operation))
 
 
@@ -59,8 +70,17 @@ def started(state: State, event: Event) -> Step:
     if done.interrupted is not None:
         resumed, more = resume(serving, done.interrupted)
         return resumed, (*retire, settle, *more)
-    rested = settle_phase(serving)
-    return rested, (*retire, settle, Aim(Watch.ACTIVE))
+    rested, aim = rest(serving)
+    return rested, (*retire, settle, *aim)
+
+
+def rest(state: State) -> Step:
+    """Serve; where the generation that was brought up is dead already, that is acted on now."""
+    gone = exit_of_active(state)
+    rested = settle_phase(state)
+    if gone is not None:
+        return active_lost_in_drain(rested, gone)
+    return rested, (Aim(Watch.ACTIVE),)
 
 
 def resume(state: State, left: InterruptedUpgrade) -> Step:
@@ -69,11 +89,9 @@ def resume(state: State, left: InterruptedUpgrade) -> Step:
         id=left.upgrade_id, canary=0, soak=0, reason="supervisor_died", detail=left.detail
     )
     if left.committed:
-        serving = settle_phase(replace(state, rescuable=True))
-        verdict = Pronounce(
-            verdict=Verdict.COMMITTED, reason="supervisor_died", detail=left.detail
-        )
-        return serving, (verdict, Aim(Watch.ACTIVE))
+        serving, aim = rest(replace(state, rescuable=True))
+        verdict = Pronounce(verdict=Verdict.COMMITTED, reason="supervisor_died", detail=left.detail)
+        return serving, (verdict, *aim)
     back = replace(state, phase=Phase.ROLLING_BACK, candidate=left.candidate, upgrade=upgrade)
     return back, (Run(operation=Operation.ROLL_BACK),)
 

@@ -34,6 +34,7 @@ from supervisor.core.model import Goal, Phase, State, Timer, Upgrade, Verdict
 from supervisor.core.serving import (
     active_lost,
     active_lost_in_drain,
+    rest,
     stop_with,
 )
 
@@ -264,11 +265,11 @@ def rolled_back(state: State, event: Event) -> Step:
     )
     active = state.active if done.generation is None else done.generation
     retire = tuple(Retire(generation=one) for one in sorted(done.retiring))
-    serving = settle_phase(
+    serving, after = rest(
         replace(state, active=active, candidate=None, retiring=state.retiring | done.retiring)
     )
     rested, reloads = release_waiting(serving)
-    return rested, (verdict, *retire, Aim(Watch.ACTIVE), *reloads)
+    return rested, (verdict, *retire, *after, *reloads)
 
 
 def rollback_failed(state: State, event: Event) -> Step:
