@@ -85,14 +85,17 @@ def rest(state: State) -> Step:
 
 def resume(state: State, left: InterruptedUpgrade) -> Step:
     """End the upgrade that a dead supervisor left behind: it was committed, or goes back."""
-    upgrade = Upgrade(
-        id=left.upgrade_id, canary=0, soak=0, reason="supervisor_died", detail=left.detail
-    )
     if left.committed:
         serving, aim = rest(replace(state, rescuable=True))
         verdict = Pronounce(verdict=Verdict.COMMITTED, reason="supervisor_died", detail=left.detail)
         return serving, (verdict, *aim)
-    back = replace(state, phase=Phase.ROLLING_BACK, candidate=left.candidate, upgrade=upgrade)
+    upgrade = Upgrade(
+        id=left.upgrade_id, canary=0, soak=0, reason="supervisor_died", detail=left.detail
+    )
+    back = replace(
+        state, phase=Phase.ROLLING_BACK, candidate=left.candidate, upgrade=upgrade,
+        reason="supervisor_died", detail=left.detail,
+    )  # fmt: skip
     return back, (Run(operation=Operation.ROLL_BACK),)
 
 
