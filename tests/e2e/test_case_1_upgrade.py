@@ -27,7 +27,7 @@ def test_an_upgrade_loses_no_request(each_pair: tuple[Build, Build]) -> None:
         assert sum(verdict["phases"].values()) == pytest.approx(verdict["elapsed_s"], abs=0.01)
         # A slow download that began before holds a worker of the old generation for a while.
         assert nginx.status()["state"] == "draining"
-        assert [one.pid for one in nginx.masters()][0] == old_master.pid
+        assert nginx.masters()[0].pid == old_master.pid
         nginx.until_state("running")
         report = load.stop()
         assert report.failures == 0, report

@@ -80,7 +80,7 @@ class Supervised:
         write(self.toml, self.settings)
         self._ears.forget()
         env = {**os.environ, "NOTIFY_SOCKET": str(self._ears.path)}
-        command = [COMMANDS / "nginx-supervisor", "run", "--config", self.toml]
+        command: list[str | Path] = [COMMANDS / "nginx-supervisor", "run", "--config", self.toml]
         self.pid = self.cradle.run(command, env=env, output=self.log_path)
         return self.pid
 

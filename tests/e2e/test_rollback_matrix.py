@@ -1,0 +1,310 @@
+"""Every fault at every phase in which it can occur is rolled back, and leaves nothing behind.
+
+The table names them. `kind` and `knobs` make a candidate that goes wrong by itself
+(tests/nginx/README.md); `act` does something from outside once the phase is reached. A fault of the
+public listeners alone (`where="inherited"`) is one that the canary cannot see and the soak must.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.e2e.harness import checks, site, supervised
+from tests.e2e.harness.bare import until
+from tests.e2e.harness.site import sha256
+from tests.e2e.harness.supervised import Answer, Supervised
+from tools.nginx_builds import candidate
+from tools.nginx_cache import Build
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One row: what goes wrong, in which phase it is noticed, and the reason of the verdict."""
+
+    fault: str
+    phase: str
+    reason: str
+    kind: str = "good"
+    knobs: Mapping[str, int | str] = field(default_factory=dict)
+    act: str | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.phase}-{self.fault.replace(' ', '_')}"
+
+
+# The delays count from the candidate's start. The soak is reached after about half a second, so 3 s
+# fall into it even on a busy machine; the canary of the rows for the canary lasts far longer.
+LATER = {"delay_ms": 3000}
+SOON = {"delay_ms": 700}
+NO_PROBES = {"interval": "1h"}
+
+TABLE = (
+    Fault(fault="500s", phase="canary", kind="status_500", reason="probe_failed"),
+    Fault(fault="500s later", phase="canary", kind="status_500", knobs=SOON, reason="probe_failed"),
+    Fault(
+        fault="500s", phase="soaking", kind="status_500", knobs={"where": "inherited"},
+        reason="probe_failed",
+    ),
+    Fault(fault="500s later", phase="soaking", kind="status_500", knobs=LATER,
+          reason="probe_failed"),
+    Fault(fault="500s", phase="held", kind="status_500", knobs=LATER, reason="probe_failed"),
+    Fault(fault="wrong body", phase="canary", kind="wrong_body", reason="probe_failed"),
+    Fault(
+        fault="wrong body", phase="soaking", kind="wrong_body", knobs={"where": "inherited"},
+        reason="probe_failed",
+    ),
+    Fault(fault="wrong body", phase="held", kind="wrong_body", knobs=LATER, reason="probe_failed"),
+    Fault(
+        fault="connection refused", phase="canary", kind="refuse_new_listeners",
+        reason="probe_failed",
+    ),
+    Fault(fault="connections reset", phase="canary", kind="reset_connections",
+          reason="probe_failed"),
+    Fault(
+        fault="connections reset", phase="soaking", kind="reset_connections",
+        knobs={"where": "inherited"}, reason="probe_failed",
+    ),
+    Fault(fault="connections reset", phase="held", kind="reset_connections", knobs=LATER,
+          reason="probe_failed"),
+    Fault(fault="no answers", phase="canary", kind="silent_listeners", reason="probe_failed"),
+    Fault(
+        fault="no answers", phase="soaking", kind="silent_listeners",
+        knobs={"where": "inherited"}, reason="probe_failed",
+    ),
+    Fault(fault="workers hang", phase="canary", kind="hang_workers", reason="probe_failed"),
+    Fault(fault="workers hang", phase="soaking", kind="hang_workers", knobs=LATER,
+          reason="probe_failed"),
+    Fault(fault="workers hang", phase="held", kind="hang_workers", knobs=LATER,
+          reason="probe_failed"),
+    Fault(fault="master exits at once", phase="spawning", kind="exit_at_once",
+          reason="candidate_exited"),
+    Fault(fault="master exits later", phase="canary", kind="exit_later", knobs=SOON,
+          reason="candidate_exited"),
+    Fault(fault="master exits later", phase="soaking", kind="exit_later", knobs=LATER,
+          reason="candidate_exited"),
+    Fault(fault="master exits later", phase="held", kind="exit_later", knobs=LATER,
+          reason="candidate_exited"),
+    Fault(fault="master killed", phase="canary", act="kill_candidate", reason="candidate_exited"),
+    Fault(fault="master killed before WINCH is seen", phase="shifting",
+          act="kill_candidate_while_shifting", reason="candidate_exited"),
+    Fault(fault="master killed", phase="soaking", act="kill_candidate", reason="candidate_exited"),
+    Fault(fault="master killed", phase="held", act="kill_candidate", reason="candidate_exited"),
+    Fault(
+        fault="hangs before its pid file", phase="spawning", kind="hang", reason="start_timeout",
+        settings={"start_timeout": "1500ms"},
+    ),
+    Fault(fault="master stops", phase="canary", kind="stop_after", knobs=SOON,
+          reason="candidate_stopped"),
+    Fault(fault="master stops", phase="soaking", kind="stop_after", knobs=LATER,
+          reason="candidate_stopped"),
+    Fault(fault="master stopped", phase="canary", act="stop_candidate",
+          reason="candidate_stopped"),
+    Fault(fault="master stopped", phase="soaking", act="stop_candidate",
+          reason="candidate_stopped"),
+    Fault(fault="master stopped", phase="held", act="stop_candidate", reason="candidate_stopped"),
+    Fault(fault="workers fatal", phase="spawning", kind="workers_fatal", reason="worker_fatal"),
+    Fault(fault="workers crash in a loop", phase="canary", kind="workers_crash",
+          reason="worker_died"),
+    Fault(fault="workers crash in a loop", phase="soaking", kind="workers_crash", knobs=LATER,
+          reason="worker_died"),
+    Fault(fault="workers crash in a loop", phase="held", kind="workers_crash", knobs=LATER,
+          reason="worker_died"),
+    Fault(fault="one worker crashes", phase="canary", kind="worker_crash_once", knobs=SOON,
+          reason="worker_died"),
+    Fault(fault="one worker crashes", phase="soaking", kind="worker_crash_once", knobs=LATER,
+          reason="worker_died"),
+    Fault(fault="workers exit in a loop", phase="canary", kind="workers_exit", knobs=SOON,
+          reason="workers_respawning"),
+    Fault(fault="workers exit in a loop", phase="soaking", kind="workers_exit", knobs=LATER,
+          reason="workers_respawning"),
+    Fault(fault="new listener busy", phase="spawning", act="busy_listener",
+          reason="candidate_exited"),
+    Fault(
+        fault="foreign reload before USR2", phase="canary", kind="status_500",
+        act="reload_before_usr2", reason="probe_failed",
+    ),
+    Fault(fault="rollback while WINCH is pending", phase="shifting",
+          act="roll_back_while_shifting", reason="operator"),
+    Fault(fault="rollback of a deaf master", phase="held", kind="deaf_master", act="roll_back",
+          reason="operator"),
+    Fault(fault="rollback of a deaf master", phase="canary", kind="deaf_master", act="roll_back",
+          reason="operator"),
+    Fault(fault="rollback of a spinning master", phase="held", kind="spin_master",
+          act="roll_back", reason="operator"),
+)  # fmt: skip
+
+PHASE_ARGUMENTS = {
+    "spawning": (),
+    "canary": ("--canary", "30s"),
+    "shifting": ("--canary", "1500ms"),
+    "soaking": ("--canary", "200ms", "--soak", "60s"),
+    "held": ("--canary", "200ms", "--hold"),
+}
+ROLLBACK = {"rollback_quit_timeout": "1s", "rollback_term_timeout": "500ms"}
+
+
+@pytest.mark.parametrize("row", TABLE, ids=str)
+def test_rollback(oldest: Build, newest: Build, row: Fault) -> None:
+    settings = {"upgrade": {**ROLLBACK, **row.settings}}
+    with site.make(oldest) as one, supervised.running(one, settings) as nginx:
+        include = one.include.read_text() if one.include.exists() else None
+        with ACTS[row.act](nginx, row) if row.act else nothing():
+            asked = nginx.begin(
+                "upgrade", candidate(newest, row.kind, **row.knobs), *PHASE_ARGUMENTS[row.phase]
+            )
+        answer = nginx.end(asked)
+        assert_verdict(answer, row)
+        checks.assert_settled(nginx, oldest, sha256(oldest.path))
+        assert (one.include.read_text() if one.include.exists() else None) == include
+        assert nginx.history()[-1]["upgrade_id"] == answer.last["upgrade_id"]
+
+
+def assert_verdict(answer: Answer, row: Fault) -> None:
+    assert answer.code == 4, answer
+    assert answer.last["verdict"] == "rolled_back", answer
+    assert answer.reason == row.reason, answer
+    phases = list(answer.last["phases"])
+    assert phases[-1] == "rolling_back", answer
+    assert phases[-2] == row.phase, answer
+
+
+# --- acts: context managers around the beginning of the upgrade; what is after `yield` is done
+# --- once nginxctl was started
+
+
+Act = Callable[[Supervised, Fault], "contextmanager[None]"]
+
+
+@contextmanager
+def nothing() -> Iterator[None]:
+    yield
+
+
+def candidate_master(nginx: Supervised) -> int:
+    """The youngest of the two masters."""
+    masters = nginx.masters()
+    assert len(masters) == 2, masters
+    return masters[-1].pid
+
+
+@contextmanager
+def kill_candidate(nginx: Supervised, row: Fault) -> Iterator[None]:
+    yield
+    nginx.until_phase(row.phase)
+    os.kill(candidate_master(nginx), signal.SIGKILL)
+
+
+@contextmanager
+def stop_candidate(nginx: Supervised, row: Fault) -> Iterator[None]:
+    yield
+    nginx.until_phase(row.phase)
+    os.kill(candidate_master(nginx), signal.SIGSTOP)
+
+
+@contextmanager
+def roll_back(nginx: Supervised, row: Fault) -> Iterator[None]:
+    yield
+    nginx.until_phase(row.phase)
+    answer = nginx.ctl("rollback")
+    assert answer.code == 0, answer
+
+
+@contextmanager
+def stopped_old_master(nginx: Supervised) -> Iterator[None]:
+    """The old master is stopped in the canary, so that the WINCH of the shift stays pending."""
+    old = nginx.masters()[0].pid
+    nginx.until_phase("canary")
+    os.kill(old, signal.SIGSTOP)
+    try:
+        nginx.until_phase("shifting")
+        yield
+    finally:
+        os.kill(old, signal.SIGCONT)
+
+
+@contextmanager
+def kill_candidate_while_shifting(nginx: Supervised, row: Fault) -> Iterator[None]:
+    """The old master then sees WINCH and its child's death at once, and revives no worker."""
+    del row
+    yield
+    with stopped_old_master(nginx):
+        os.kill(candidate_master(nginx), signal.SIGKILL)
+
+
+@contextmanager
+def roll_back_while_shifting(nginx: Supervised, row: Fault) -> Iterator[None]:
+    """A HUP sent now would be seen together with the WINCH, and all workers would leave."""
+    del row
+    yield
+    with stopped_old_master(nginx):
+        asked = nginx.begin("rollback")
+        nginx.until_phase("rolling_back")
+    answer = nginx.end(asked)
+    assert answer.code == 0, answer
+
+
+@contextmanager
+def busy_listener(nginx: Supervised, row: Fault) -> Iterator[None]:
+    """The new configuration listens where someone else does, who came after preflight looked."""
+    del row
+    one = nginx.site
+    text = one.config.read_text()
+    listen = f"listen 127.0.0.1:{one.spare_port};"
+    one.config.write_text(text.replace("server {", f"server {{\n        {listen}", 1))
+    with socket.socket() as foreign:
+        yield
+        # Preflight may look for itself whether the port is free; USR2 comes later.
+        until("the include file", lambda: one.include.exists(), poll=0.0)
+        foreign.bind(("127.0.0.1", one.spare_port))
+        foreign.listen()
+        nginx.until_phase("rolling_back")
+        until("the end of the rollback", lambda: nginx.status()["upgrade"] is None, poll=0.05)
+    one.config.write_text(text)
+
+
+@contextmanager
+def reload_before_usr2(nginx: Supervised, row: Fault) -> Iterator[None]:
+    """The old generation opens the candidate's private listener too, and answers there with 200.
+
+    The supervisor is stopped between its write and USR2, so that the reload is in time.
+    """
+    del row
+    one = nginx.site
+    old = nginx.masters()[0].pid
+    workers = {each.pid for each in nginx.nginx() if each.is_worker}
+    yield
+    until("the include file", lambda: one.include.exists(), poll=0.0)
+    os.kill(nginx.pid, signal.SIGSTOP)
+    try:
+        assert not one.oldbin_path.exists(), "the supervisor was stopped too late"
+        subprocess.run([*one.argv, "-s", "reload"], check=True, capture_output=True)
+        until(
+            "reloaded",
+            lambda: not workers & {each.pid for each in nginx.nginx() if each.is_accepting},
+        )
+        assert [each.pid for each in nginx.masters()] == [old]
+    finally:
+        os.kill(nginx.pid, signal.SIGCONT)
+
+
+ACTS = {
+    act.__name__: act
+    for act in (
+        kill_candidate,
+        stop_candidate,
+        roll_back,
+        kill_candidate_while_shifting,
+        roll_back_while_shifting,
+        busy_listener,
+        reload_before_usr2,
+    )
+}
