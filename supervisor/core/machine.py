@@ -193,22 +193,22 @@ def _ignored(*columns: Column) -> dict[Column, Cell]:
     return dict.fromkeys(columns, stay)
 
 
-_STOPS: dict[Column, Cell] = {
+_EVERYWHERE: dict[Column, Cell] = {
     C.STOP: stop_with(Goal.STOP),
     C.TERMINATE: stop_with(Goal.EXIT),
+    C.RELOADED: reload_ended,
 }
 
 _AT_REST: dict[Column, Cell] = {
-    **_STOPS,
+    **_EVERYWHERE,
     C.RESTART: stop_with(Goal.RESTART),
     C.PROMOTE: _not_held,
     C.REOPEN: reopen,
-    C.RELOADED: reload_ended,
     C.OTHER_EXITED: stay,
 }
 
 _IN_UPGRADE: dict[Column, Cell] = {
-    **_STOPS,
+    **_EVERYWHERE,
     C.UPGRADE: refuse_busy,
     C.RESTART: refuse_busy,
     C.START: _already,
@@ -221,7 +221,7 @@ _IN_UPGRADE: dict[Column, Cell] = {
     C.FAILED: operation_failed,
     C.TRIGGERED: trigger,
     C.GONE: gone,
-    **_ignored(C.OTHER_EXITED, C.RELOADED),
+    C.OTHER_EXITED: stay,
 }
 
 _NO_EVIDENCE = _ignored(C.HEALTHY, C.TRIGGERED, C.CANDIDATE_EXITED)
@@ -247,19 +247,18 @@ TABLE: Mapping[Phase, Mapping[Column, Cell]] = {
         C.TIMER: backoff_over, C.GONE: gone,
     },
     Phase.STOPPING: {
-        **_NO_EVIDENCE, **_ignored(C.ACTIVE_EXITED, C.OTHER_EXITED, C.TIMER, C.RELOADED),
+        **_EVERYWHERE, **_NO_EVIDENCE, **_ignored(C.ACTIVE_EXITED, C.OTHER_EXITED, C.TIMER),
         C.UPGRADE: _stopping, C.ROLLBACK: _stopping, C.RELOAD: _stopping, C.PROMOTE: _stopping,
         C.DRAIN: _stopping, C.START: _stopping, C.RESTART: _stopping, C.REOPEN: _stopping,
         C.STOP: stop_again, C.TERMINATE: goal_exit,
         C.SUCCEEDED: stopped, C.FAILED: stop_failed, C.GONE: gone,
     },
     Phase.STOPPED: {
-        **_NO_EVIDENCE, **_ignored(C.ACTIVE_EXITED, C.OTHER_EXITED, C.TIMER),
-        **_ignored(C.SUCCEEDED, C.FAILED, C.RELOADED),
+        **_EVERYWHERE, **_NO_EVIDENCE, **_ignored(C.ACTIVE_EXITED, C.OTHER_EXITED, C.TIMER),
+        **_ignored(C.SUCCEEDED, C.FAILED),
         C.UPGRADE: _not_running, C.ROLLBACK: _not_running, C.RELOAD: _not_running,
         C.PROMOTE: _not_held, C.DRAIN: _nothing_draining, C.REOPEN: _not_running,
-        C.START: start_now, C.RESTART: start_now, C.STOP: stop_with(Goal.STOP),
-        C.TERMINATE: exit_now, C.GONE: gone,
+        C.START: start_now, C.RESTART: start_now, C.TERMINATE: exit_now, C.GONE: gone,
     },
     Phase.DEGRADED: {
         **_AT_REST, **_NO_EVIDENCE, **_ignored(C.ACTIVE_EXITED, C.TIMER, C.SUCCEEDED, C.FAILED),

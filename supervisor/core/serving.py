@@ -134,7 +134,7 @@ def backoff_over(state: State, _event: Event) -> Step:
 def active_lost(state: State, event: Event) -> Step:
     """The serving master is gone: restart it, or accept that someone stopped it."""
     gone = narrow(event, MasterExited)
-    dropped, refusals = drop_waiting(replace(state, reloading=False), "not_running")
+    dropped, refusals = drop_waiting(state, "not_running")
     if gone.orderly:
         incident = ReportIncident(reason="foreign_stop", detail=gone.detail)
         if state.rules.on_foreign_stop is OnForeignStop.STOP:
@@ -156,9 +156,7 @@ def active_lost_in_drain(state: State, event: Event) -> Step:
         return active_lost(state, event)
     gone = narrow(event, MasterExited)
     incident = ReportIncident(reason="candidate_exited_in_drain", detail=gone.detail)
-    lost = replace(
-        state, reason=incident.reason, detail=gone.detail, reloading=False, rescuable=False
-    )
+    lost = replace(state, reason=incident.reason, detail=gone.detail, rescuable=False)
     after, actions = try_again(lost, gone.at, ready=True, rescue=True)
     return after, (incident, *actions)
 
@@ -173,9 +171,7 @@ def stop_with(goal: Goal) -> Cell:
             attach = (Attach(event.request),)
             command = event.command
         dropped, refusals = drop_waiting(state, "stopping")
-        stopping = replace(
-            dropped, phase=Phase.STOPPING, goal=goal, reloading=False, reason="stopping", detail=""
-        )
+        stopping = replace(dropped, phase=Phase.STOPPING, goal=goal, reason="stopping", detail="")
         aim = Aim(Watch.NOTHING)
         return stopping, (*attach, *refusals, aim, Run(operation=Operation.STOP, command=command))
 
