@@ -58,7 +58,6 @@ from supervisor.core.serving import (
     active_lost_in_drain,
     backoff_over,
     drained,
-    exit_now,
     goal_exit,
     gone,
     hasten,
@@ -258,7 +257,7 @@ TABLE: Mapping[Phase, Mapping[Column, Cell]] = {
         **_ignored(C.SUCCEEDED, C.FAILED),
         C.UPGRADE: _not_running, C.ROLLBACK: _not_running, C.RELOAD: _not_running,
         C.PROMOTE: _not_held, C.DRAIN: _nothing_draining, C.REOPEN: _not_running,
-        C.START: start_now, C.RESTART: start_now, C.TERMINATE: exit_now, C.GONE: gone,
+        C.START: start_now, C.RESTART: start_now, C.GONE: gone,
     },
     Phase.DEGRADED: {
         **_AT_REST, **_NO_EVIDENCE, **_ignored(C.ACTIVE_EXITED, C.TIMER, C.SUCCEEDED, C.FAILED),

@@ -228,11 +228,6 @@ def verdict_of_stopped(state: State, verdict: Verdict) -> tuple[Action, ...]:
     return (Pronounce(verdict=verdict, reason=reason, detail=detail),)
 
 
-def exit_now(state: State, _event: Event) -> Step:
-    """Nothing runs: the supervisor ends."""
-    return replace(state, goal=Goal.EXIT), (Exit(0),)
-
-
 def goal_exit(state: State, _event: Event) -> Step:
     """Already stopping: then exit."""
     return replace(state, goal=Goal.EXIT), ()
