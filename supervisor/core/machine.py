@@ -81,6 +81,7 @@ from supervisor.core.upgrading import (
     candidate_lost,
     candidate_lost_in_commit,
     candidate_ready,
+    commit_failed,
     committed,
     healthy,
     operation_failed,
@@ -292,7 +293,7 @@ TABLE: Mapping[Phase, Mapping[Column, Cell]] = {
     Phase.COMMITTING: {
         **_IN_UPGRADE, **_ignored(C.HEALTHY, C.TRIGGERED, C.TIMER, C.ACTIVE_EXITED),
         C.ROLLBACK: _committing, C.PROMOTE: attach, C.SUCCEEDED: committed,
-        C.CANDIDATE_EXITED: candidate_lost_in_commit,
+        C.FAILED: commit_failed, C.CANDIDATE_EXITED: candidate_lost_in_commit,
         C.STOP: stop_after_commit(Goal.STOP), C.TERMINATE: stop_after_commit(Goal.EXIT),
     },
     Phase.DRAINING: {

@@ -184,7 +184,7 @@ def stop_after_commit(goal: Goal) -> Cell:
 
     def stop_later(state: State, event: Event) -> Step:
         attach = (Attach(event.request),) if isinstance(event, Requested) else ()
-        return replace(state, goal=goal), attach
+        return replace(state, goal=Goal.EXIT if state.goal is Goal.EXIT else goal), attach
 
     stop_later.__doc__ = f"After the commit, which takes moments: stop nginx, then: {goal.value}."
     return stop_later

@@ -104,7 +104,7 @@ def nothing_to_do(passed: Succeeded) -> Pronounce:
     """A dry run ends here, and so does an upgrade to what runs already."""
     if passed.dry_run:
         return Pronounce(verdict=Verdict.DONE, reason="dry_run", detail=passed.note)
-    return Pronounce(verdict=Verdict.COMMITTED, reason="unchanged", detail=passed.note)
+    return Pronounce(verdict=Verdict.DONE, reason="unchanged", detail=passed.note)
 
 
 def candidate_ready(state: State, _event: Event) -> Step:
@@ -189,6 +189,9 @@ def committed(state: State, event: Event) -> Step:
         state, phase=Phase.DRAINING, active=state.candidate, candidate=None, upgrade=None,
         retiring=retiring, reason=None, detail="", rescuable=True,
     )  # fmt: skip
+    if state.goal is not Goal.RUN:
+        stopping, actions = stop_with(state.goal)(serving, TerminateRequested())
+        return stopping, (verdict, *retire, *actions)
     if lost is not None:
         gone = MasterExited(
             generation=state.candidate, orderly=False, detail=state.upgrade.detail,
@@ -196,11 +199,18 @@ def committed(state: State, event: Event) -> Step:
         )  # fmt: skip
         after, actions = active_lost_in_drain(serving, gone)
         return after, (verdict, *retire, *actions)
-    if state.goal is not Goal.RUN:
-        stopping, actions = stop_with(state.goal)(serving, TerminateRequested())
-        return stopping, (verdict, *retire, *actions)
     rested, reloads = release_waiting(serving)
     return rested, (verdict, *retire, Aim(Watch.ACTIVE), *reloads)
+
+
+def commit_failed(state: State, event: Event) -> Step:
+    """Roll back: the last look was against it; a stop that was asked for meanwhile comes first."""
+    if state.goal is Goal.RUN:
+        return operation_failed(state, event)
+    assert state.upgrade is not None
+    failed = narrow(event, Failed)
+    upgrade = replace(state.upgrade, reason=failed.reason, detail=failed.detail)
+    return stop_with(state.goal)(replace(state, upgrade=upgrade), TerminateRequested())
 
 
 def roll_back(state: State, reason: str, detail: str) -> Step:
