@@ -13,7 +13,7 @@ import logging
 import os
 import select
 import threading
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 import structlog
@@ -34,16 +34,19 @@ _LEVELS = {
 EventDict = MutableMapping[str, Any]  # structlog's own type of an event
 
 
-def configure(settings: LogSettings, *, fd: int = 2) -> FilteringBoundLogger:
+def configure_logs(
+    settings: LogSettings, *, extra: Sequence[Processor] = (), fd: int = 2
+) -> FilteringBoundLogger:
     """Set the log up for the whole process, also again after a change; a logger to begin with.
 
-    `structlog.get_logger()` elsewhere gives the same. Does not close `fd`.
+    `structlog.get_logger()` elsewhere gives the same. `extra` processors see every event before
+    it is rendered. Does not close `fd`.
     """
     form = settings.format
     if form is LogFormat.AUTO:
         form = LogFormat.CONSOLE if _is_terminal(fd) else LogFormat.JSON
     structlog.configure(
-        processors=_processors(form, colors=_is_terminal(fd)),
+        processors=_processors(form, extra, colors=_is_terminal(fd)),
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[settings.level]),
         logger_factory=_Lines(fd, form),
         cache_logger_on_first_use=False,
@@ -52,10 +55,11 @@ def configure(settings: LogSettings, *, fd: int = 2) -> FilteringBoundLogger:
     return logger
 
 
-def _processors(form: LogFormat, *, colors: bool) -> list[Processor]:
+def _processors(form: LogFormat, extra: Sequence[Processor], *, colors: bool) -> list[Processor]:
     stamped: list[Processor] = [
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        *extra,
     ]
     if form is LogFormat.CONSOLE:
         return [*stamped, _Unfailing(structlog.dev.ConsoleRenderer(colors=colors))]

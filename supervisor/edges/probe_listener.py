@@ -16,6 +16,7 @@ import errno
 import socket
 from collections.abc import Collection, Iterable
 from enum import Enum
+from itertools import chain
 from pathlib import Path
 
 from supervisor.core.errors import OperationFailed, Refusal
@@ -50,11 +51,11 @@ class ProbeListener:
 
         Raises Refusal `no_probe_port` where none is left.
         """
-        later = (port for port in self._ports if port > self._last)
-        port = next((p for p in (*later, *self._ports) if p not in exclude and _can_bind(p)), None)
-        if port is not None:
-            self._last = port
-            return port
+        later = range(self._last + 1, self._ports.stop)
+        for port in chain(later, self._ports):
+            if port not in exclude and _can_bind(port):
+                self._last = port
+                return port
         raise Refusal(
             "no_probe_port",
             f"cannot choose a port for the private probe listener: all of {self._ports[0]} to "
