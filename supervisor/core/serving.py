@@ -115,10 +115,14 @@ def try_again(state: State, at: float, *, ready: bool, rescue: bool = False) -> 
     restarts, decision = state.restarts.failed(at=at, was_ready=ready)
     state = replace(state, restarts=restarts)
     if isinstance(decision, GiveUp):
-        lost = replace(state, phase=Phase.DEGRADED, reason=decision.reason, candidate=None)
+        detail = f"{decision.detail} (the last failure: {state.detail})"
+        lost = replace(
+            state, phase=Phase.DEGRADED, reason=decision.reason, detail=detail, candidate=None
+        )
         return lost, (
             Aim(Watch.NOTHING),
-            ReportIncident(reason=decision.reason, detail=decision.detail),
+            ReportIncident(reason=decision.reason, detail=detail),
+            Settle(ok=False, reason=decision.reason, detail=detail),
         )
     if isinstance(decision, Backoff):
         waiting = replace(state, phase=Phase.BACKOFF, candidate=None, upgrade=None)
@@ -142,38 +146,50 @@ def active_lost(state: State, event: Event) -> Step:
                 dropped, phase=Phase.STOPPED, goal=Goal.STOP, active=None, upgrade=None,
                 candidate=None, reason="foreign_stop", detail=gone.detail,
             )  # fmt: skip
-            return stopped, (*refusals, Aim(Watch.NOTHING), incident)
+            settle = Settle(ok=False, reason=incident.reason, detail=gone.detail)
+            return stopped, (*refusals, Aim(Watch.NOTHING), incident, settle)
     else:
         incident = ReportIncident(reason="master_exited", detail=gone.detail)
-    lost = replace(dropped, reason=incident.reason, detail=gone.detail)
+    lost = replace(dropped, active=None, reason=incident.reason, detail=gone.detail)
     after, actions = try_again(lost, gone.at, ready=True)
     return after, (*refusals, incident, *actions)
 
 
 def active_lost_in_drain(state: State, event: Event) -> Step:
     """The new generation died while the old one drains: bring the previous version back now."""
-    if not state.rescuable:
-        return active_lost(state, event)
     gone = narrow(event, MasterExited)
+    stopped = gone.orderly and state.rules.on_foreign_stop is OnForeignStop.STOP
+    if stopped or not state.rescuable:
+        return active_lost(state, event)
+    dropped, refusals = drop_waiting(state, "not_running")
     incident = ReportIncident(reason="candidate_exited_in_drain", detail=gone.detail)
-    lost = replace(state, reason=incident.reason, detail=gone.detail, rescuable=False)
+    lost = replace(
+        dropped, active=None, reason=incident.reason, detail=gone.detail, rescuable=False
+    )
     after, actions = try_again(lost, gone.at, ready=True, rescue=True)
-    return after, (incident, *actions)
+    return after, (*refusals, incident, *actions)
+
+
+_NOT_ANY_MORE = Settle(
+    ok=False, reason="stopping", detail="cannot start: nginx was told to stop meanwhile"
+)
 
 
 def stop_with(goal: Goal) -> Cell:
     """A cell that stops nginx and then does what `goal` says."""
 
     def stop(state: State, event: Event) -> Step:
-        attach: tuple[Action, ...] = ()
+        answers: tuple[Action, ...] = ()
         command: commands.Command | None = None
+        if state.phase is Phase.STARTING and goal is not Goal.RESTART:
+            answers = (_NOT_ANY_MORE,)
         if isinstance(event, Requested):
-            attach = (Attach(event.request),)
+            answers = (*answers, Attach(event.request))
             command = event.command
         dropped, refusals = drop_waiting(state, "stopping")
         stopping = replace(dropped, phase=Phase.STOPPING, goal=goal, reason="stopping", detail="")
         aim = Aim(Watch.NOTHING)
-        return stopping, (*attach, *refusals, aim, Run(operation=Operation.STOP, command=command))
+        return stopping, (*answers, *refusals, aim, Run(operation=Operation.STOP, command=command))
 
     stop.__doc__ = f"Stop nginx (candidate first), then: {goal.value}."
     return stop
@@ -230,18 +246,22 @@ def verdict_of_stopped(state: State, verdict: Verdict) -> tuple[Action, ...]:
 
 def goal_exit(state: State, _event: Event) -> Step:
     """Already stopping: then exit."""
-    return replace(state, goal=Goal.EXIT), ()
+    return replace(state, goal=Goal.EXIT), _dropped_restart(state)
+
+
+def _dropped_restart(state: State) -> tuple[Action, ...]:
+    return (_NOT_ANY_MORE,) if state.goal is Goal.RESTART else ()
 
 
 def stop_again(state: State, event: Event) -> Step:
     """Wait for the stop that runs; `--now` makes it insist."""
     asked = narrow(event, Requested)
-    attach = Attach(asked.request)
     goal = Goal.STOP if state.goal is Goal.RESTART else state.goal
+    answers = (*_dropped_restart(state), Attach(asked.request))
     if isinstance(asked.command, commands.Stop) and asked.command.now:
         run = Run(operation=Operation.STOP, command=asked.command)
-        return replace(state, goal=goal), (attach, run)
-    return replace(state, goal=goal), (attach,)
+        return replace(state, goal=goal), (*answers, run)
+    return replace(state, goal=goal), answers
 
 
 def reload(state: State, event: Event) -> Step:
@@ -258,7 +278,7 @@ def reload_later(state: State, event: Event) -> Step:
     asked = narrow(event, Requested)
     assert state.upgrade is not None
     assert isinstance(asked.command, commands.Reload)
-    if state.upgrade.hold and state.phase is not Phase.ROLLING_BACK:
+    if state.upgrade.hold and state.phase not in (Phase.COMMITTING, Phase.ROLLING_BACK):
         detail = (
             f"cannot reload: {upgrade_text(state)} and will be held until someone decides; "
             "nginxctl promote or nginxctl rollback first"
