@@ -1,4 +1,4 @@
-"""What the control socket asks of the supervisor: snapshots at once, operations through the engine."""
+"""What the control socket asks of the supervisor: snapshots, and operations of the engine."""
 
 from __future__ import annotations
 

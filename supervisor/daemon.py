@@ -134,7 +134,7 @@ async def _serve_control(
     parts: Parts,
     uids: frozenset[int],
     *,
-    task_status: trio.TaskStatus[None],
+    task_status: trio.TaskStatus[str],
 ) -> None:
     await serve_control(
         control, parts.backend, allowed_uids=uids, version=version(), task_status=task_status

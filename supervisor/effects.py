@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import assert_never
 
 import trio
@@ -22,6 +23,10 @@ from supervisor.engine import public_state
 from supervisor.evidence import Evidence
 from supervisor.operations import ending, preflight, recover, reload, rollback, shift, spawn, start
 from supervisor.operations.world import UpgradeRun, World
+
+_ALL = 10_000
+_NOT_ITS_FAULT = frozenset({"operator", "stopped", "supervisor_died", "active_exited"})
+"""Reasons of a rollback that say nothing about the candidate's binary."""
 
 
 class NginxEffects:
@@ -44,6 +49,7 @@ class NginxEffects:
         self._told: tuple[object, ...] = ()
         self.last_verdict: dict[str, object] | None = history.last()
         self.starts = 0
+        world.version_of_upgrade = self._version_of_upgrade
 
     # --- operations -------------------------------------------------------------------------
 
@@ -58,6 +64,9 @@ class NginxEffects:
                 return await self._start(rescue=True)
             case Operation.PREFLIGHT:
                 assert run.command is not None
+                if self._world.run is not None and isinstance(run.command, commands.Rollback):
+                    self._world.run.operation = "rollback"
+                await self._evidence.baseline()
                 return await preflight.prepare(self._world, run.command)
             case Operation.SPAWN:
                 await spawn.spawn(self._world)
@@ -188,6 +197,8 @@ class NginxEffects:
         of_running = bool(given.pop("of_running"))
         world, run = self._world, self._world.run
         told: dict[str, object] = {"event": "verdict", "operation": "upgrade", "time": _now()}
+        if of_running and run is not None:
+            told["operation"] = run.operation
         told |= {"upgrade_id": "", "from_version": None, "to_version": None, "judged": False}
         active = world.active
         if active is not None:
@@ -197,14 +208,22 @@ class NginxEffects:
             told["judged"] = run.judged
             told["to_version"] = run.to_version
         told |= given
+        if told["reason"] == "canary_inconclusive" and self._evidence.lacking:
+            told["detail"] = f"{told['detail']}: {self._evidence.lacking}"
         if told["verdict"] == Verdict.COMMITTED.value and run is not None and run.quit_sent:
             self._promote()
         if told["verdict"] != Verdict.DONE.value:
             await trio.to_thread.run_sync(self._history.append, told)
             self.last_verdict = told
         if of_running:
-            await self._close(run, str(told["verdict"]))
+            await self._close(run, str(told["verdict"]), str(told["reason"]))
         return told
+
+    def _version_of_upgrade(self, upgrade_id: str) -> str | None:
+        for verdict in self._history.entries(_ALL):
+            if verdict.get("upgrade_id") == upgrade_id:
+                return str(verdict.get("from_version"))
+        return None
 
     def _promote(self) -> None:
         """The candidate is the active generation now, and the old one retires."""
@@ -215,12 +234,31 @@ class NginxEffects:
             candidate.role = Role.ACTIVE
             self._world.pid_path = candidate.program.pid_path
 
-    async def _close(self, run: UpgradeRun | None, verdict: str) -> None:
-        if run is not None and run.plan is not None:
-            await trio.to_thread.run_sync(run.plan.close, verdict)
+    async def _close(self, run: UpgradeRun | None, verdict: str, reason: str) -> None:
+        if run is not None:
+            await trio.to_thread.run_sync(self._settle_files, run, verdict, reason)
         await trio.to_thread.run_sync(self._world.journal.close_upgrade)
         self._world.run = None
         await self._remember_masters()
+
+    def _settle_files(self, run: UpgradeRun, verdict: str, reason: str) -> None:
+        """What the verdict means for the version store and for what preflight left behind."""
+        world, plan = self._world, run.plan
+        if verdict in (Verdict.REFUSED.value, Verdict.DONE.value):
+            if plan is not None:
+                plan.discard()
+            if run.include_written:
+                world.listener.restore(run.include_text)
+            return
+        if plan is None or plan.stored.id == run.previous:
+            return
+        if verdict == Verdict.COMMITTED.value and run.quit_sent:
+            world.store.mark_good(plan.stored.id)
+        elif verdict != Verdict.COMMITTED.value and reason not in _NOT_ITS_FAULT:
+            world.store.mark_bad(plan.stored.id)
+        in_use = {one.program.sha256 for one in world.generations}
+        protect = [one for one in (run.previous, plan.stored.id) if one is not None]
+        world.store.prune(in_use, protect=protect, destination=Path(world.settings.nginx.binary))
 
     # --- telling ----------------------------------------------------------------------------
 
@@ -244,5 +282,3 @@ class NginxEffects:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-

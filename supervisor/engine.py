@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -82,10 +82,9 @@ class _Waiter:
     upgrade_id: str = ""
 
     def tell(self, reply: Reply) -> None:
-        try:
+        # It may be behind, or have hung up: neither may hold the engine up.
+        with suppress(trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
             self.send.send_nowait(reply)
-        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # it is behind, or it has hung up: neither may hold the engine up
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +359,7 @@ class Engine:
             told = await self._effects.pronounce(
                 {
                     "upgrade_id": waiter.upgrade_id,
+                    "operation": type(waiter.command).__name__.lower(),
                     "verdict": Verdict.REFUSED.value,
                     "reason": reason,
                     "detail": detail,
@@ -429,4 +429,3 @@ _PUBLIC: Mapping[Phase, str] = {
     Phase.DRAINING: "draining",
     **dict.fromkeys(UPGRADING, "upgrading"),
 }
-

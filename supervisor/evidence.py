@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-
 from supervisor.core.actions import Watch
 from supervisor.core.events import CandidateHealthy, Event, Triggered
 from supervisor.core.observation import Observation
@@ -26,6 +25,10 @@ from supervisor.watch import Counted, Sighting, WorkerExited
 
 if TYPE_CHECKING:
     from supervisor.core.settings import ProbeSettings
+
+
+BASELINE_GRACE = 0.25
+"""Seconds beyond the longest timeout after which a silent probe counts as not passing."""
 
 
 class Evidence:
@@ -47,6 +50,8 @@ class Evidence:
         self._watch = Watch.NOTHING
         self._judge: Judge | None = None
         self._up_before: frozenset[str] = frozenset()
+        self.lacking = ""  # what the last candidate lacked to be healthy, for the verdict's text
+        self._heard = trio.Event()
         self._told_healthy = False
         self._told_trigger = False
         self._health = {name: Health() for name in self._probes}
@@ -59,6 +64,8 @@ class Evidence:
     def aim(self, watch: Watch) -> None:
         """Look at something else from now on; a fresh round of probes starts at once."""
         self._watch = watch
+        if self._judge is not None:
+            self.lacking = self._judge.lacking
         if watch is Watch.CANARY:
             self._begin_canary()
         elif watch is Watch.SOAK:
@@ -71,17 +78,40 @@ class Evidence:
         else:
             self._judge = None
             self._prober.pause()
+            self._health = {name: Health() for name in self._probes}
+
+    async def baseline(self) -> None:
+        """Remember which probes pass before the upgrade: only those can condemn the candidate.
+
+        A probe that nobody has heard of yet is given its timeout to say something.
+        """
+        longest = max((one.timeout for one in self._probes.values()), default=0.0)
+        with trio.move_on_after(longest + BASELINE_GRACE):
+            while any(one == Health() for one in self._health.values()):
+                self._heard = trio.Event()
+                await self._heard.wait()
+        self._up_before = frozenset(
+            name
+            for name, health in self._health.items()
+            if health.state is HealthState.UP
+            or (health.state is HealthState.UNKNOWN and health.passes)
+        )
 
     def _begin_canary(self) -> None:
         candidate, old, run = self._world.candidate, self._world.active, self._world.run
         assert candidate is not None
         assert run is not None
-        self._up_before = frozenset(
-            name for name, health in self._health.items() if health.state is HealthState.UP
-        )
         self._told_healthy = self._told_trigger = False
         port = run.port
-        if port is None or self._sharing(port, candidate, old) is Sharing.ABSENT:
+        sharing = Sharing.ABSENT if port is None else self._sharing(port, candidate, old)
+        if sharing is Sharing.SHARED:
+            self._told_trigger = True
+            detail = (
+                f"the private probe listener on port {port} is open in both generations: nginx was "
+                "reloaded by someone else while the upgrade began; try again"
+            )
+            self._post(Triggered(reason="probe_listener_shared", detail=detail))
+        if port is None or sharing is Sharing.ABSENT:
             # Nobody can tell whose answer an answer on the public address would be: the canary
             # is not observed, and the probes count from the shift on.
             self._prober.pause()
@@ -99,6 +129,7 @@ class Evidence:
                 ),
                 exclusive=lambda: self._sharing(port, candidate, old) is Sharing.EXCLUSIVE,
                 cover=candidate.look().accepting,
+                workers=lambda: candidate.brood().workers,
             )
         )
 
@@ -110,9 +141,7 @@ class Evidence:
     def _judge_of(self, candidate: Generation, *, probing: bool) -> Judge:
         """A judge with new rows; the workers that accept now are its first count."""
         criteria = [
-            Criterion(
-                name=name, rise=one.rise, fall=one.fall, up_before=name in self._up_before
-            )
+            Criterion(name=name, rise=one.rise, fall=one.fall, up_before=name in self._up_before)
             for name, one in self._probes.items()
             if probing
         ]
@@ -127,7 +156,7 @@ class Evidence:
         if candidate is None:
             return
         self._judge = self._judge_of(candidate, probing=True)
-        self._prober.aim(Aim(generation=candidate.id))
+        self._prober.aim(Aim(generation=candidate.id, workers=lambda: candidate.brood().workers))
 
     # --- seeing -----------------------------------------------------------------------------
 
@@ -137,6 +166,7 @@ class Evidence:
         before = self._health[seen.probe]
         after = before.observe(seen.outcome, rise=probe.rise, fall=probe.fall)
         self._health[seen.probe] = after
+        self._heard.set()
         self._detail[seen.probe] = seen.detail
         self._generation[seen.probe] = seen.generation
         if after.state is not before.state:
@@ -223,8 +253,3 @@ class Evidence:
             }
             for name, probe in self._probes.items()
         ]
-
-    @property
-    def lacking(self) -> str:
-        """What the candidate still lacks to be healthy, for the verdict's text."""
-        return "" if self._judge is None else self._judge.lacking

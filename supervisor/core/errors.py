@@ -23,9 +23,9 @@ class ConfigError(SupervisorError):
         super().__init__(reason, detail)
 
 
-class Refusal(SupervisorError):
+class Refusal(SupervisorError):  # noqa: N818 - a word of the vocabulary
     """A request cannot be carried out and nothing was changed; `nginxctl` exits 3."""
 
 
-class OperationFailed(SupervisorError):
+class OperationFailed(SupervisorError):  # noqa: N818 - says what happened
     """An operation on nginx was begun and did not succeed."""

@@ -113,4 +113,3 @@ async def _read_pid(sh: trio.Process) -> int | None:
             return None
         line += part
     return int(line)
-

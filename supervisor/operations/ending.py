@@ -47,14 +47,14 @@ async def end(
             else:
                 await generation.all_exited()
         _pick_up_strays(world, generation)
-        if generation.gone:
+        if _is_over(generation):
             return
         if not generation.alive:
             # A killed master leaves its workers behind: they get the same treatment now.
             generation.signal_workers(means)
             with trio.move_on_after(limit):
                 await generation.all_exited()
-            if generation.gone:
+            if _is_over(generation):
                 return
         world.log.warning(
             "generation.insisting", generation=f"g{generation.id}", after=means.name, seconds=limit
@@ -64,6 +64,10 @@ async def end(
         f"cannot end generation g{generation.id}: a process of it survived SIGKILL for "
         f"{deadlines.kill:g} s (it hangs in the kernel)",
     )
+
+
+def _is_over(generation: Generation) -> bool:
+    return generation.gone
 
 
 def _tell(generation: Generation, means: signal.Signals) -> None:
@@ -125,5 +129,3 @@ async def drain(
     """Return when the retiring `generation` is gone; its QUIT may have been sent already."""
     await end(world, generation, deadlines, hasten)
     world.generations.drop(generation)
-
-

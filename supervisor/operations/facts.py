@@ -32,9 +32,7 @@ class Facts:
     @property
     def module_paths(self) -> tuple[str, ...]:
         """Absolute paths of the dynamic modules."""
-        return tuple(
-            under_prefix(path, self.build.prefix) for path in self.config.load_modules
-        )
+        return tuple(under_prefix(path, self.build.prefix) for path in self.config.load_modules)
 
     def refresh(self, program: Program) -> Program:
         """`program` with this configuration."""
@@ -62,9 +60,17 @@ async def read_facts(world: World, binary: str, argv: tuple[str, ...]) -> Facts:
     build = (await version_of(Path(binary), bare)).at_prefix(settings.prefix)
     config, _ = await dump_config(Path(binary), argv, bare)
     config = effective(config, parse_globals(settings.globals or ""))
-    pid_path = under_prefix(config.pid or build.pid_path, build.prefix)
-    cpus = os.sysconf("SC_NPROCESSORS_ONLN")
+    return facts_of(world, build, config)
+
+
+def facts_of(world: World, build: NginxBuild, config: NginxConfig) -> Facts:
+    """The facts that follow from a build and the configuration that it would run."""
+    prefix = world.settings.nginx.prefix
+    placed = build.at_prefix(prefix)
     return Facts(
-        build=build, config=config, signature=files_signature(config.files), pid_path=pid_path,
-        workers=config.expected_workers(online_cpus=cpus),
-    )  # fmt: skip
+        build=build,
+        config=config,
+        signature=files_signature(config.files),
+        pid_path=under_prefix(config.pid or placed.pid_path, placed.prefix),
+        workers=config.expected_workers(online_cpus=os.sysconf("SC_NPROCESSORS_ONLN")),
+    )

@@ -56,7 +56,9 @@ async def recover(world: World, runtime: RuntimeState, history: History) -> Succ
     if record is not None:
         world.run = _run_of(world, record)
     if world.active is None and world.candidate is None:
-        return None if record is None else await _nothing_left(world)
+        if record is not None:
+            await _nothing_left(world)
+        return None
     return await _adopted(world, record)
 
 
@@ -201,5 +203,3 @@ def _text(value: object) -> str | None:
 
 def _number(value: object) -> int | None:
     return value if isinstance(value, int) else None
-
-

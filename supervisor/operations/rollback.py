@@ -96,7 +96,8 @@ async def _find_late_candidate(world: World, run: UpgradeRun) -> None:
     if not run.usr2_sent or world.candidate is not None or old is None or not old.alive:
         return
     with trio.move_on_after(FORK_LIMIT):
-        while spawn.find_candidate(world, run, old, run.usr2_children) is None:
+        # Nobody but the parent is told of a fork: this can only be looked for.
+        while spawn.find_candidate(world, run, old, run.usr2_children) is None:  # noqa: ASYNC110
             await trio.sleep(POLL)
 
 

@@ -11,7 +11,7 @@ import trio
 
 from supervisor.core.errors import OperationFailed
 from supervisor.edges import pidfile, procfs
-from supervisor.edges.generation import Generation, Program, Role
+from supervisor.edges.generation import Generation, Role
 from supervisor.edges.process import Process
 from supervisor.operations.world import POLL, UpgradeRun, World
 
@@ -68,7 +68,7 @@ async def _appearance(
             if found is not None:
                 return found
             await trio.sleep(POLL)
-    accepted = os.path.exists(f"{world.pid_path}.oldbin")
+    accepted = pidfile.oldbin_path(Path(world.pid_path)).exists()
     with contextlib.suppress(FileNotFoundError):
         # nginx renames its pid file before it forks and back when the child is gone
         accepted = accepted or os.stat(world.pid_path).st_ctime_ns != changed
@@ -133,5 +133,3 @@ async def wait_ready(generation: Generation) -> None:
                     "they start; nginx's error log says why",
                 )
         await trio.sleep(POLL)
-
-

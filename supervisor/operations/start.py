@@ -41,7 +41,7 @@ async def start(world: World, *, rescue: bool, first: bool) -> Succeeded:
         fallback = await _fallback(world, first=first)
         if fallback is None:
             raise
-        world.log.error("start.fell_back", reason=exc.reason, detail=exc.detail)
+        world.log.warning("start.fell_back", reason=exc.reason, detail=exc.detail)
         await put_back(world, fallback.id)
         generation = await _start_from_disk(world, orphans)
         note = f"the file on disk did not start ({exc.detail}); {fallback.version} serves"
@@ -127,15 +127,15 @@ async def _start_from_disk(world: World, orphans: Sequence[Generation]) -> Gener
         )
     )
     program = facts.refresh(
-        Program(
-            version=facts.build.version, sha256=stored.sha256, path=binary, stored=stored.id
-        )
+        Program(version=facts.build.version, sha256=stored.sha256, path=binary, stored=stored.id)
     )
     listeners = _listeners_of(orphans)
     try:
         if not listeners:
             remove_stale_sockets(facts)
-        generation = await launch(world, program, environment(world, program.environment), listeners)
+        generation = await launch(
+            world, program, environment(world, program.environment), listeners
+        )
     finally:
         for fd in listeners:
             os.close(fd)

@@ -12,7 +12,6 @@ import trio
 from supervisor.core.events import Event
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Program, Role
-from supervisor.edges.process import Process
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -86,6 +85,7 @@ class UpgradeRun:
     """What was done so far in the running upgrade; a rollback undoes exactly this."""
 
     id: str
+    operation: str = "upgrade"  # or rollback: an upgrade back to a stored version
     candidate_id: int | None = None
     plan: Plan | None = None
     previous: str | None = None  # the id of the version that a rollback puts back
@@ -120,6 +120,8 @@ class World:
     pid_path: str = ""  # as the configuration of the serving generation says
     sessions: set[int] = field(default_factory=set)  # of every master of this life
     last_program: Program | None = None  # of the generation that served last
+    version_of_upgrade: Callable[[str], str | None] = lambda _: None
+    """The version that a past upgrade replaced, by the upgrade's id."""
     hasten: trio.Event = field(default_factory=trio.Event)
 
     @property
