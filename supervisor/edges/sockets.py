@@ -1,226 +1,191 @@
-"""Whose is this socket? Answered by the kernel: an inode, and the processes that have it open.
+"""Which listening sockets a process has open, and who else holds an address.
 
-One socket among hundreds of thousands is asked for by its addresses (sock_diag(7), a netlink call
-of some microseconds). Where that is not to be had (a kernel without inet_diag, a sandbox), the same
-is read from /proc/net/tcp and tcp6, which list all of them (proc(5)).
+The kernel knows which sockets a master would pass on; its configuration on disk may have changed
+since. psutil reads /proc/PID/fd and /proc/net for it. Everything here blocks and belongs in a
+thread.
 """
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import socket
-import struct
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Protocol, cast
 
-LOOPBACK = frozenset({"127.0.0.1", "::1", "0.0.0.0", "::"})  # noqa: S104 - compared, not bound
-"""The local addresses at which a connection to 127.0.0.1 or ::1 can arrive."""
+import psutil
 
-SocketAddress = tuple[object, ...]
-"""As Python's sockets tell it: (host, port) or (host, port, flow, scope)."""
+from supervisor.core.nginx_listen import ANY_IPV4, ANY_IPV6, AddressKind, Listen, Transport
 
-_NETLINK_SOCK_DIAG = 4
-_SOCK_DIAG_BY_FAMILY = 20
-_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_TCP_LISTEN = 10
-_ANY_STATE = _ANY_COOKIE = 0xFFFFFFFF
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
-_REQUEST = struct.Struct("=BBBxI")  # struct inet_diag_req_v2 up to its id
-_PORTS = struct.Struct("!HH")
-_ID_END = struct.Struct("=III")  # interface, cookie
-# struct inet_diag_msg: family, state, timer, retrans, id (48 bytes), five 32-bit numbers
-_ANSWER = struct.Struct("=BBBB48sIIIII")
-_HEX_LINE_MINIMUM = 10  # columns of /proc/net/tcp up to the inode
+Address = tuple[AddressKind, str, int, Transport]
 
 
-class _NoDiag(Exception):  # noqa: N818 - caught in this module, the sign to read /proc
-    """The kernel does not answer sock_diag requests."""
-
-
-def listening_inodes(port: int) -> frozenset[int]:
-    """The inodes of all sockets that listen on `port` at a loopback or wildcard address."""
-    try:
-        return frozenset(_diag_listeners(port))
-    except _NoDiag:
-        return frozenset(_proc_listeners(port))
-
-
-def connection_inode(here: SocketAddress, there: SocketAddress) -> int | None:
-    """The inode of the connected socket whose own address is `here` and whose peer is `there`.
-
-    None where there is none, or where nobody has accepted the connection yet.
-    """
-    own, peer = _numeric(here), _numeric(there)
-    try:
-        inode = _diag_connection(own, peer)
-    except _NoDiag:
-        inode = _proc_connection(own, peer)
-    return inode or None  # 0: no process has it
-
-
-def inodes_of(pid: int) -> frozenset[int]:
-    """The inodes of all sockets that `pid` has open; empty when it is gone or not ours to see."""
-    return frozenset(_inodes_of(pid))
-
-
-def owner_of(inode: int, pids: Iterable[int]) -> int | None:
-    """The first of `pids` that has the socket `inode` open."""
-    return next((pid for pid in pids if any(one == inode for one in _inodes_of(pid))), None)
-
-
-def _inodes_of(pid: int) -> Iterator[int]:
-    folder = f"/proc/{pid}/fd"
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return
-    for name in names:
-        with contextlib.suppress(OSError):  # closed meanwhile
-            target = os.readlink(f"{folder}/{name}")
-            if target.startswith("socket:["):
-                yield int(target[8:-1])
-
-
-# --- addresses ---
-
-_Address = IPv4Address | IPv6Address
-_Endpoint = tuple[_Address, int]
+class _Connection(Protocol):
+    @property
+    def family(self) -> int: ...
+    @property
+    def type(self) -> int: ...
+    @property
+    def laddr(self) -> object: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def pid(self) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Row:
-    """One TCP socket of the kernel's."""
+class HeldSockets:
+    """The listening sockets of one process, with how many it has of each address."""
 
-    own: _Endpoint
-    peer: _Endpoint
-    state: int
-    inode: int
+    counts: Counter[Address]
 
-    def listens_at(self, port: int) -> bool:
-        """Whether a connection to `port` of a loopback address can arrive here."""
-        return self.state == _TCP_LISTEN and self.own[1] == port and str(self.own[0]) in LOOPBACK
+    @property
+    def unix_paths(self) -> frozenset[str]:
+        """The paths of its unix listeners."""
+        return frozenset(host for kind, host, _, _ in self.counts if kind is AddressKind.UNIX)
 
-
-def _numeric(address: SocketAddress) -> _Endpoint:
-    host, port = str(address[0]).partition("%")[0], address[1]
-    assert isinstance(port, int)
-    return ip_address(host), port
-
-
-def _spellings(own: _Endpoint, peer: _Endpoint) -> Iterator[tuple[_Endpoint, _Endpoint]]:
-    """A connection over IPv4 may have been accepted by a socket of either family (ipv6(7))."""
-    yield own, peer
-    if isinstance(own[0], IPv4Address):
-        yield _mapped(own), _mapped(peer)
+    def covers(self, listen: Listen) -> bool:
+        """nginx would not bind `listen` anew: it is held, or a held wildcard serves it."""
+        if listen.address in self.counts:
+            return True
+        any_host = {AddressKind.TCP: ANY_IPV4, AddressKind.TCP6: ANY_IPV6}.get(listen.kind)
+        if any_host is None or listen.binds:
+            return False
+        return (listen.kind, any_host, listen.port, listen.transport) in self.counts
 
 
-def _mapped(one: _Endpoint) -> _Endpoint:
-    return IPv6Address(f"::ffff:{one[0]}"), one[1]
-
-
-# --- sock_diag ---
-
-
-def _diag_connection(own: _Endpoint, peer: _Endpoint) -> int:
-    for mine, theirs in _spellings(own, peer):
-        family = socket.AF_INET if mine[0].version == 4 else socket.AF_INET6
-        for found in _ask(family, _ANY_STATE, mine, theirs, dump=False):
-            # Without such a connection the kernel names the listener that would get it.
-            if found.state != _TCP_LISTEN:
-                return found.inode
-    return 0
-
-
-def _diag_listeners(port: int) -> Iterator[int]:
-    for family, any_address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104
-        nobody = ip_address(any_address)
-        for found in _ask(family, 1 << _TCP_LISTEN, (nobody, port), (nobody, 0), dump=True):
-            if found.listens_at(port):
-                yield found.inode
-
-
-def _ask(family: int, states: int, own: _Endpoint, peer: _Endpoint, *, dump: bool) -> list[_Row]:
-    """Every socket that matches. Raises _NoDiag."""
-    identity = (
-        _PORTS.pack(own[1], peer[1])
-        + own[0].packed.ljust(16, b"\0")
-        + peer[0].packed.ljust(16, b"\0")
-        + _ID_END.pack(0, _ANY_COOKIE, _ANY_COOKIE)
-    )
-    request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, states) + identity
-    flags = _NLM_F_REQUEST | (_NLM_F_DUMP if dump else 0)
-    header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, flags, 1, 0)
+def held_by(pid: int) -> HeldSockets | None:
+    """What process `pid` listens on; None where it is gone or may not be looked at."""
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
-            netlink.settimeout(1.0)  # the kernel answers within the call
-            netlink.sendto(header + request, (0, 0))
-            return list(_answers(netlink, dump=dump))
-    except OSError as exc:
-        raise _NoDiag from exc
+        process = psutil.Process(pid)
+        connections = [*_connections(process)("inet"), *_connections(process)("unix")]
+    except psutil.Error:
+        return None
+    addresses = (_address_of(connection) for connection in connections)
+    return HeldSockets(Counter(address for address in addresses if address is not None))
 
 
-def _answers(netlink: socket.socket, *, dump: bool) -> Iterator[_Row]:
-    while True:
-        data = netlink.recv(65536)
-        while len(data) >= _HEADER.size:
-            length, kind, *_ = _HEADER.unpack_from(data)
-            if kind == _NLMSG_DONE:
-                return
-            if kind == _NLMSG_ERROR:
-                (code,) = struct.unpack_from("=i", data, _HEADER.size)
-                if code == -2 and not dump:  # ENOENT: there is no such connection
-                    return
-                raise _NoDiag
-            yield _decode(data[_HEADER.size : length])
-            data = data[(length + 3) & ~3 :]
-        if not dump:
-            return
+def is_busy(listen: Listen) -> bool:
+    """Whether binding `listen` fails because the address is taken; tried as nginx would bind it.
 
-
-def _decode(message: bytes) -> _Row:
-    family, state, _timer, _retrans, identity, *_, inode = _ANSWER.unpack_from(message)
-    size = 4 if family == socket.AF_INET else 16
-    port, peer_port = _PORTS.unpack_from(identity)
-    own, peer = identity[4 : 4 + size], identity[20 : 20 + size]
-    return _Row((ip_address(own), port), (ip_address(peer), peer_port), state, inode)
-
-
-# --- /proc/net ---
-
-
-def _proc_connection(own: _Endpoint, peer: _Endpoint) -> int:
-    wanted = set(_spellings(own, peer))
-    return next((row.inode for row in _proc_rows() if (row.own, row.peer) in wanted), 0)
-
-
-def _proc_listeners(port: int) -> Iterator[int]:
-    return (row.inode for row in _proc_rows(only_listening=True) if row.listens_at(port))
-
-
-def _proc_rows(*, only_listening: bool = False) -> Iterator[_Row]:
-    for name in ("tcp", "tcp6"):
+    Nothing is listened on. Host names and unix sockets are not tried.
+    """
+    family = {AddressKind.TCP: socket.AF_INET, AddressKind.TCP6: socket.AF_INET6}.get(listen.kind)
+    if family is None:
+        return False
+    kind = socket.SOCK_DGRAM if listen.transport is Transport.UDP else socket.SOCK_STREAM
+    with socket.socket(family, kind) as tried:
+        tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if listen.reuseport:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         try:
-            with open(f"/proc/net/{name}", encoding="ascii") as file:
-                next(file, None)  # the heading
-                for line in file:
-                    fields = line.split()
-                    if len(fields) < _HEX_LINE_MINIMUM:
-                        continue
-                    state = int(fields[3], 16)
-                    if only_listening and state != _TCP_LISTEN:
-                        break  # listening sockets come first (tcp_seq_start)
-                    own, peer = _from_hex(fields[1]), _from_hex(fields[2])
-                    yield _Row(own, peer, state, int(fields[9]))
+            # A name would be resolved here: an address that is none raises gaierror at once.
+            socket.getaddrinfo(listen.host, listen.port, family, kind, 0, socket.AI_NUMERICHOST)
+            tried.bind((listen.host, listen.port))
+        except socket.gaierror:
+            return False
+        except OSError as exc:
+            return exc.errno == errno.EADDRINUSE
+    return False
+
+
+def holder_of(listen: Listen) -> str:
+    """Who listens on the address, for people: `process 12 (apache2)` as far as it can be seen."""
+    try:
+        found = _connections(psutil)("inet")
+    except psutil.Error:
+        return "another process"
+    for connection in found:
+        address = _address_of(connection)
+        if address is None or connection.pid is None or not _conflict(address, listen):
+            continue
+        try:
+            name = psutil.Process(connection.pid).name()
+        except psutil.Error:
+            name = "?"
+        return f"process {connection.pid} ({name})"
+    return "another process"
+
+
+def _conflict(held: Address, listen: Listen) -> bool:
+    kind, host, port, transport = held
+    same_place = (kind, port, transport) == (listen.kind, listen.port, listen.transport)
+    wildcards = {ANY_IPV4, ANY_IPV6}
+    return same_place and (host == listen.host or bool({host, listen.host} & wildcards))
+
+
+def _connections(source: object) -> Callable[[str], Sequence[_Connection]]:
+    """psutil 6 renamed `Process.connections`; the old name warns there."""
+    name = "net_connections" if hasattr(source, "net_connections") else "connections"
+    return cast("Callable[[str], Sequence[_Connection]]", getattr(source, name))
+
+
+def _address_of(connection: _Connection) -> Address | None:
+    place = connection.laddr
+    if connection.family == socket.AF_UNIX:
+        # Only a listener has a name here: the channels between nginx's processes have none.
+        if not place or connection.type != socket.SOCK_STREAM:
+            return None
+        return AddressKind.UNIX, str(place), 0, Transport.TCP
+    is_datagram = connection.type == socket.SOCK_DGRAM
+    if not place or (not is_datagram and connection.status != psutil.CONN_LISTEN):
+        return None
+    host, port = cast("tuple[str, int]", place)
+    kind = AddressKind.TCP6 if connection.family == socket.AF_INET6 else AddressKind.TCP
+    return kind, host, port, Transport.UDP if is_datagram else Transport.TCP
+
+
+def proportional_memory(pids: Iterable[int]) -> int:
+    """The memory of the processes in bytes, shared pages counted once; those unseen count 0."""
+    total = 0
+    for pid in pids:
+        try:
+            with open(f"/proc/{pid}/smaps_rollup", "rb") as file:
+                lines = file.read().splitlines()
         except OSError:
-            continue  # no IPv6 here
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith(b"Pss:")) * 1024
+    return total
 
 
-def _from_hex(text: str) -> _Endpoint:
-    """An address as /proc/net/tcp shows it: 32-bit words in the machine's byte order."""
-    digits, _, port = text.partition(":")
-    raw = bytes.fromhex(digits)
-    words = struct.unpack(f"!{len(raw) // 4}I", raw)
-    return ip_address(struct.pack(f"={len(words)}I", *words)), int(port, 16)
+def available_memory() -> int:
+    """The memory in bytes that can be had without swapping, in this machine and this cgroup."""
+    available = int(psutil.virtual_memory().available)
+    left = _left_in_cgroup()
+    return available if left is None else min(available, left)
+
+
+def _left_in_cgroup() -> int | None:
+    """What is left under memory.max of the closest limit (cgroup v2); None without one."""
+    try:
+        with open("/proc/self/cgroup", encoding="ascii", errors="replace") as file:
+            own = next(line[3:].strip() for line in file if line.startswith("0::"))
+    except (OSError, StopIteration):
+        return None
+    left: int | None = None
+    folder = os.path.normpath("/sys/fs/cgroup" + own)
+    while folder.startswith("/sys/fs/cgroup"):
+        try:
+            limit, used = _number(f"{folder}/memory.max"), _number(f"{folder}/memory.current")
+            here = limit - used + _reclaimable(folder)
+            left = here if left is None else min(left, here)
+        except (OSError, ValueError):
+            pass  # no such file in the root, and "max" is no number
+        folder = os.path.dirname(folder)
+    return left
+
+
+def _number(path: str) -> int:
+    with open(path, encoding="ascii") as file:
+        return int(file.read())
+
+
+def _reclaimable(folder: str) -> int:
+    """The page cache counts as used, and the kernel takes it back when it needs room."""
+    with open(f"{folder}/memory.stat", encoding="ascii") as file:
+        found = dict(line.split() for line in file)
+    return int(found.get("inactive_file", 0)) + int(found.get("active_file", 0))

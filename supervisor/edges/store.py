@@ -10,15 +10,12 @@ All methods block on the disk and belong in a thread; one at a time, in one supe
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
-from enum import Enum
 from pathlib import Path
 
 from supervisor.core.errors import Refusal
@@ -28,60 +25,25 @@ from supervisor.edges.files import (
     Disk,
     closing,
     open_regular,
-    read_regular,
     storing,
-    write_atomically,
 )
 from supervisor.edges.journal import utc_now
 from supervisor.edges.placing import Staged, copy_and_hash, sha256_of
 from supervisor.edges.sources import mapped_file, open_exe, open_module, reading
+from supervisor.edges.stored_version import (
+    BINARY_NAME,
+    Origin,
+    StoredVersion,
+    id_of,
+    load,
+    save,
+)
 
-_META = "meta.json"
-_BINARY = "nginx"
-_LARGEST_META = 2**20
+__all__ = ["Origin", "StoredVersion", "VersionStore"]
+
 _ID = re.compile(r"[0-9a-f]{16}")
 _SHORTEST_PREFIX = 4
 _OTHERS_KEPT = 2  # versions that are not good: to look into why, and the one being judged
-_FORMAT = 1
-
-
-class Origin(Enum):
-    """Where a version was taken from."""
-
-    DISK = "disk"  # what stood at nginx.binary
-    OFFERED = "offered"  # `upgrade BINARY`
-    PROCESS = "process"  # a running master whose file was replaced
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredVersion:
-    """One version in the store; `good` is None while nobody has judged it."""
-
-    id: str
-    sha256: str  # of the binary
-    version: str | None
-    modules: Mapping[str, str]  # the path that nginx loads -> sha256
-    source: str
-    origin: str
-    stored_at: str  # UTC
-    good: bool | None = None
-    judged_at: str | None = None  # UTC
-    folder: Path
-
-    @property
-    def binary(self) -> Path:
-        """The stored copy of the binary."""
-        return self.folder / _BINARY
-
-    def module(self, path: str) -> Path:
-        """The stored copy of a module."""
-        return self.folder / f"{self.modules[path]}.so"
-
-    def files(self) -> Iterator[tuple[Path, str]]:
-        """Each stored file with its hash."""
-        yield self.binary, self.sha256
-        for path, sha256 in self.modules.items():
-            yield self.module(path), sha256
 
 
 class VersionStore:
@@ -140,12 +102,12 @@ class VersionStore:
             names = [path.name for path in self.directory.iterdir()]
         except FileNotFoundError:
             return ()
-        found = [self._load(name) for name in names if _ID.fullmatch(name)]
+        found = [load(self.directory / name) for name in names if _ID.fullmatch(name)]
         return tuple(sorted((each for each in found if each), key=lambda each: each.stored_at))
 
     def get(self, version_id: str) -> StoredVersion:
         """The version with that id. Raises Refusal `version_unknown`."""
-        found = self._load(version_id) if _ID.fullmatch(version_id) else None
+        found = load(self.directory / version_id) if _ID.fullmatch(version_id) else None
         if found is None:
             known = ", ".join(f"{each.id} ({each.version})" for each in self.versions())
             raise Refusal(
@@ -239,27 +201,28 @@ class VersionStore:
         All copies are made and verified before the first rename; modules go first, so that a cold
         start in between fails rather than runs a mixture. Raises as `stage` and `commit` do.
         """
-        version = self.get(version_id)
-        staged: list[Staged] = []
-        try:
-            for path, sha256 in version.modules.items():
-                staged.append(
-                    placing.stage(
-                        self._disk,
-                        version.module(path),
-                        sha256=sha256,
-                        version_id=version.id,
-                        destination=Path(path),
-                    )
-                )
-            staged.append(self.stage(version_id, destination))
-        except BaseException:
-            for each in staged:
-                self.discard(each)
-            raise
-        self._commit_all(staged)
-        replaced = (e for e in staged if e.placement is not placing.Placement.ALREADY_THERE)
-        return tuple(each.destination for each in replaced)
+        return self._put_back(self.get(version_id), destination)
+
+    def restore_modules(self, version_id: str) -> tuple[Path, ...]:
+        """As `restore`, without the binary."""
+        return self._put_back(self.get(version_id), None)
+
+    def complete(
+        self, version_id: str, *, modules: Mapping[str, Path], version: str
+    ) -> StoredVersion:
+        """The version with that binary, those modules and that version number.
+
+        A binary is stored before it can be asked which modules it loads; what was stored then is
+        removed unless it was judged. Raises as `take` does.
+        """
+        part = self.get(version_id)
+        with closing(open_regular(part.binary)) as fd:
+            whole = self._take(
+                fd, Path(part.source), modules, origin=Origin(part.origin), version=version
+            )
+        if part.id != whole.id and part.good is None:
+            shutil.rmtree(part.folder, ignore_errors=True)
+        return whole
 
     def prune(
         self,
@@ -287,6 +250,29 @@ class VersionStore:
             placing.remove_unused(self._disk, destination, keep=frozenset(kept))
         return tuple(each.id for each in removed)
 
+    def _put_back(self, version: StoredVersion, destination: Path | None) -> tuple[Path, ...]:
+        staged: list[Staged] = []
+        try:
+            for path, sha256 in version.modules.items():
+                staged.append(
+                    placing.stage(
+                        self._disk,
+                        version.module(path),
+                        sha256=sha256,
+                        version_id=version.id,
+                        destination=Path(path),
+                    )
+                )
+            if destination is not None:
+                staged.append(self.stage(version.id, destination))
+        except BaseException:
+            for each in staged:
+                self.discard(each)
+            raise
+        self._commit_all(staged)
+        replaced = (e for e in staged if e.placement is not placing.Placement.ALREADY_THERE)
+        return tuple(each.destination for each in replaced)
+
     def _commit_all(self, staged: Sequence[Staged]) -> None:
         try:
             for each in staged:
@@ -308,11 +294,11 @@ class VersionStore:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=".taking-", dir=self.directory))
             try:
-                sha256 = self._copy(fd, folder / _BINARY)
+                sha256 = self._copy(fd, folder / BINARY_NAME)
                 hashes = self._copy_modules(modules, folder)
                 return self._settle(
                     StoredVersion(
-                        id=_id_of(sha256, hashes),
+                        id=id_of(sha256, hashes),
                         sha256=sha256,
                         version=version,
                         modules=hashes,
@@ -327,7 +313,7 @@ class VersionStore:
 
     def _settle(self, taken: StoredVersion) -> StoredVersion:
         """Gives a taken folder its name, unless the same version is there and unchanged."""
-        present = self._load(taken.id)
+        present = load(self.directory / taken.id)
         if present is not None:
             try:
                 self.verify(taken.id)
@@ -367,25 +353,6 @@ class VersionStore:
         return self._save(replace(self.get(version_id), good=good, judged_at=judged_at))
 
     def _save(self, version: StoredVersion) -> StoredVersion:
-        content = {"v": _FORMAT, **asdict(version)}
-        del content["folder"]
         with storing("describe a stored version", version.folder):
-            write_atomically(
-                self._disk, version.folder / _META, json.dumps(content, indent=1).encode() + b"\n"
-            )
+            save(self._disk, version)
         return version
-
-    def _load(self, version_id: str) -> StoredVersion | None:
-        folder = self.directory / version_id
-        try:
-            content = json.loads(read_regular(folder / _META, limit=_LARGEST_META))
-            if content.pop("v") != _FORMAT or content["id"] != version_id:
-                return None
-            return StoredVersion(**content, folder=folder)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return None
-
-
-def _id_of(sha256: str, modules: Mapping[str, str]) -> str:
-    content: Sequence[object] = [sha256, sorted(modules.items())]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

@@ -20,16 +20,10 @@ from supervisor.edges.nginx_binary import (
     upgrade_environment,
     version_of,
 )
-from tools.nginx_cache import Build, builds_folder
+from tools.nginx_builds import Build, builds
 
 # Through the module, as pytest would take a name `test_...` for a test.
 check_config = nginx_binary.test_config
-
-
-def builds() -> list[Build]:
-    """The versions that were built (`make nginx`), ascending."""
-    folders = [path for path in builds_folder().iterdir() if (path / "sbin" / "nginx").is_file()]
-    return sorted(Build.at(path) for path in folders if "-" not in path.name)
 
 
 @pytest.fixture(params=builds(), ids=str)

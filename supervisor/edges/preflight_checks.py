@@ -1,0 +1,313 @@
+"""The checks of preflight, and their order.
+
+The pid file comes before anything runs nginx: `-t` would make an empty one where it is missing. The
+candidate's copy is tested where it will stand, with the arguments and the environment that USR2
+hands on, and with its `-T` its own view of the configuration decides about modules and listeners.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from signal import SIGUSR2
+from typing import TypeVar
+
+import trio
+
+from supervisor.core.errors import Refusal
+from supervisor.core.nginx_config import effective, parse_globals, under_prefix
+from supervisor.core.nginx_version import lost_modules
+from supervisor.edges import nginx_binary, pidfile, procfs, sockets
+from supervisor.edges.preflight_draft import Check, Draft, NoChange
+from supervisor.edges.store import Origin
+from supervisor.edges.trust import trusted_path
+
+T = TypeVar("T")
+_MASTER_TITLE = b": master process"
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    return await trio.to_thread.run_sync(function)
+
+
+async def pid_file_names_the_master(draft: Draft) -> None:
+    """USR2 renames the pid file, and breaks the master where that fails."""
+    pidfile.require(draft.active.pid_path, draft.active.master)
+
+
+async def no_oldbin_master(draft: Draft) -> None:
+    """A master from an earlier upgrade still lives: there may be two generations, never three."""
+    path = pidfile.oldbin_path(draft.active.pid_path)
+    pid = pidfile.read_claim(path).pid
+    if pid is None or pid == draft.active.master.pid or pidfile.identity_of(pid) is None:
+        return
+    if _MASTER_TITLE in procfs.title(pid):
+        raise Refusal(
+            "oldbin_master_alive",
+            f"cannot upgrade: the old master {pid} of an earlier upgrade still runs ({path});"
+            f" end that upgrade first (kill -QUIT {pid} once its connections may close)",
+        )
+
+
+async def usr2_would_be_accepted(draft: Draft) -> None:
+    """The master's handler is set, it runs, and its recorded parent is gone."""
+    pid = draft.active.master.pid
+    stat = procfs.read_stat(pid)
+    why = ""
+    if stat is None or not stat.alive:
+        why = "it is gone"
+    elif stat.stopped:
+        why = f"it is stopped by a signal or a debugger; kill -CONT {pid}"
+    elif not procfs.catches(pid, SIGUSR2):
+        why = "it has no handler for the signal yet; wait until it has started"
+    elif pid == 1:
+        why = "it is process 1 of its container; run it under the supervisor instead"
+    elif draft.active.launched_by == stat.parent:
+        why = (
+            f"the process {stat.parent} that started it still runs, and it ignores the signal"
+            " until then; adopt it with take-over, or restart nginx under the supervisor"
+        )
+    elif masters := procfs.brood_of(procfs.children(pid)).masters:
+        why = f"it is upgrading already: process {min(masters)} is its new master"
+    if why:
+        raise Refusal("usr2_would_be_refused", f"cannot upgrade: the master {pid}: {why}")
+
+
+async def source_may_be_used(draft: Draft) -> None:
+    """The offered file is one that nobody else can change, and a whole executable."""
+    request = draft.request
+    if request.version_id is not None:
+        draft.stored = await _in_thread(partial(draft.store.verify, request.version_id))
+        return
+    source = draft.installation.destination
+    if request.binary is not None:
+        source = request.binary
+        if not source.is_absolute():
+            raise Refusal(
+                "relative_path",
+                f"cannot use the binary {source}: the path must begin with a slash",
+            )
+        if not request.trust:
+            source = await _in_thread(partial(trusted_path, source, draft.installation.uid))
+    await _in_thread(partial(nginx_binary.inspect_binary, source))
+    draft.source = await _in_thread(source.resolve)
+
+
+async def copy_is_staged(draft: Draft) -> None:
+    """From here on only the copy counts: whoever changes the source now changes nothing."""
+    if draft.source is not None:
+        offered = draft.request.binary is not None
+        draft.stored = await _in_thread(
+            partial(
+                draft.store.take,
+                draft.source,
+                modules={},
+                origin=Origin.OFFERED if offered else Origin.DISK,
+            )
+        )
+    staged = await _in_thread(
+        partial(draft.store.stage, draft.ready_stored.id, draft.installation.destination)
+    )
+    draft.staged = staged
+    draft.undo.append(partial(draft.store.discard, staged))
+
+
+async def it_is_nginx(draft: Draft) -> None:
+    """-V of the candidate; and of the active generation, to compare."""
+    environment = _environment(draft)
+    said = await nginx_binary.version_of(draft.ready_staged.path, environment)
+    draft.build = said.at_prefix(draft.installation.prefix)
+    draft.running = draft.active.build
+    if draft.running is None:
+        exe = Path(f"/proc/{draft.active.master.pid}/exe")
+        try:
+            draft.running = await nginx_binary.version_of(exe, environment)
+        except Refusal:  # it may not be ours to run; only comparisons are lost
+            draft.running = None
+    if draft.running is not None:
+        lost = lost_modules(draft.running, draft.build)
+        if lost:
+            draft.warnings.append(f"the new build lacks what the running one has: {' '.join(lost)}")
+
+
+async def stored_modules_are_placed(draft: Draft) -> None:
+    """A stored version brings its modules; the ones on disk are kept to be put back."""
+    if draft.request.version_id is None or not draft.ready_stored.modules:
+        return
+    store, version = draft.store, draft.ready_stored
+    destination = draft.installation.destination
+    present = {path: Path(path) for path in version.modules}
+    backup = await _in_thread(partial(store.take, destination, modules=present, origin=Origin.DISK))
+    draft.undo.append(partial(store.restore_modules, backup.id))
+    await _in_thread(partial(store.restore_modules, version.id))
+
+
+async def configuration_is_accepted(draft: Draft) -> None:
+    """-T tests as -t does, and says what the candidate will do."""
+    config, draft.dump = await nginx_binary.dump_config(
+        draft.ready_staged.path,
+        draft.installation.arguments,
+        _environment(draft),
+        candidate=draft.build,
+        running=draft.running,
+    )
+    draft.config = effective(config, parse_globals(draft.installation.globals or ""))
+
+
+async def master_process_is_on(draft: Draft) -> None:
+    """Without a master there is nothing to upgrade; some versions crash on the way there."""
+    if not draft.ready_config.master_process:
+        raise Refusal(
+            "master_process_off",
+            "cannot upgrade: the configuration says `master_process off`, and without a master"
+            " nginx cannot be upgraded; remove that directive",
+        )
+
+
+async def version_is_complete(draft: Draft) -> None:
+    """The stored version is the binary and the modules that this configuration loads."""
+    version = draft.ready_build.version
+    if draft.request.version_id is not None:
+        draft.stored = await _in_thread(
+            partial(draft.store.set_version, draft.ready_stored.id, version)
+        )
+        return
+    prefix = draft.ready_build.prefix
+    modules = {
+        path: Path(path)
+        for path in (under_prefix(each, prefix) for each in draft.ready_config.load_modules)
+    }
+    if not modules:
+        draft.stored = await _in_thread(
+            partial(draft.store.set_version, draft.ready_stored.id, version)
+        )
+        return
+    draft.stored = await _in_thread(
+        partial(draft.store.complete, draft.ready_stored.id, modules=modules, version=version)
+    )
+
+
+async def it_is_a_change(draft: Draft) -> NoChange | None:
+    """The same binary again is an upgrade (a library may be new), unless `--if-changed` asks."""
+    stored = draft.ready_stored
+    if draft.request.if_changed and stored.id == draft.active.version_id:
+        return NoChange(version=draft.ready_build.version, version_id=stored.id)
+    return None
+
+
+async def sockets_are_known(draft: Draft) -> None:
+    """What the active master would hand on; the kernel knows, its configuration may be older."""
+    draft.held = await _in_thread(partial(sockets.held_by, draft.active.master.pid))
+    if draft.held is None:
+        draft.warnings.append("the active master's sockets may not be looked at")
+
+
+async def unix_listeners_stay(draft: Draft) -> None:
+    """A new master removes the path of each inherited unix listener that it has no use for."""
+    if draft.held is None:
+        return
+    wanted = {listen.host for listen in draft.ready_config.listens if listen.kind.value == "unix"}
+    dropped = sorted(draft.held.unix_paths - wanted)
+    if dropped:
+        raise Refusal(
+            "unix_listener_dropped",
+            f"cannot upgrade: the configuration on disk no longer listens on {', '.join(dropped)},"
+            " and the new master would remove that socket under the running generation, where no"
+            " rollback brings it back; reload first, or put the listener back",
+        )
+
+
+async def dropped_addresses_are_told(draft: Draft) -> None:
+    """Not refused, since the old generation serves them until it leaves; but said."""
+    if draft.held is None:
+        return
+    wanted = {listen.address for listen in draft.ready_config.listens}
+    dropped = [
+        f"{host}:{port}"
+        for kind, host, port, transport in draft.held.counts
+        if kind.value != "unix" and (kind, host, port, transport) not in wanted
+    ]
+    if dropped:
+        draft.warnings.append(f"no longer listened on: {', '.join(sorted(dropped))}")
+
+
+async def reuseport_workers_stay(draft: Draft) -> None:
+    """One reuseport socket belongs to each worker: clients of one that has none hang."""
+    if draft.held is None:
+        return
+    workers = draft.ready_config.expected_workers(online_cpus=_online_cpus())
+    for listen in draft.ready_config.listens:
+        held = draft.held.counts.get(listen.address, 0)
+        is_ours = str(draft.installation.probe_include) == listen.file
+        if is_ours or not held or (held == 1 and not listen.reuseport) or held == workers:
+            continue
+        raise Refusal(
+            "reuseport_workers_changed",
+            f"cannot upgrade: {listen} has reuseport with {held} sockets, and the configuration on"
+            f" disk asks for {workers} workers; connections to the sockets without a worker would"
+            f" hang. Set worker_processes {held} for the upgrade and reload afterwards",
+        )
+
+
+async def new_addresses_are_free(draft: Draft) -> None:
+    """nginx's own test does not notice a foreign listener; the start fails after 2.5 s of it."""
+    if draft.held is None:
+        return
+    for listen in draft.ready_config.listens:
+        if draft.held.covers(listen) or not await _in_thread(partial(sockets.is_busy, listen)):
+            continue
+        holder = await _in_thread(partial(sockets.holder_of, listen))
+        raise Refusal(
+            "listen_address_busy",
+            f"cannot upgrade: the configuration on disk listens on {listen}, which {holder} holds;"
+            f" stop that, or change the listen in {listen.file}",
+        )
+
+
+async def memory_is_enough(draft: Draft) -> None:
+    """For a while both generations are in memory."""
+    pids = (draft.active.master.pid, *draft.active.workers)
+    needed = await _in_thread(partial(sockets.proportional_memory, pids))
+    available = await _in_thread(sockets.available_memory)
+    if available < needed:
+        raise Refusal(
+            "not_enough_memory",
+            f"cannot upgrade: a second generation needs about {_mib(needed)} MiB beside the"
+            f" running one, and {_mib(available)} MiB are available; free memory, or raise the"
+            " unit's MemoryMax=",
+        )
+
+
+def _mib(size: int) -> int:
+    return size // 2**20
+
+
+def _online_cpus() -> int:
+    return os.sysconf("SC_NPROCESSORS_ONLN")
+
+
+def _environment(draft: Draft) -> dict[str, str]:
+    return nginx_binary.upgrade_environment(draft.active.env, draft.installation.environment)
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("pid_file", pid_file_names_the_master),
+    Check("oldbin", no_oldbin_master),
+    Check("usr2", usr2_would_be_accepted),
+    Check("source", source_may_be_used),
+    Check("copy", copy_is_staged),
+    Check("build", it_is_nginx),
+    Check("modules", stored_modules_are_placed),
+    Check("configuration", configuration_is_accepted),
+    Check("master_process", master_process_is_on),
+    Check("version", version_is_complete),
+    Check("change", it_is_a_change),
+    Check("sockets", sockets_are_known),
+    Check("unix_listeners", unix_listeners_stay),
+    Check("dropped_addresses", dropped_addresses_are_told),
+    Check("reuseport", reuseport_workers_stay),
+    Check("addresses", new_addresses_are_free),
+    Check("memory", memory_is_enough),
+)
