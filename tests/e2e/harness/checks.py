@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.e2e.harness.bare import until
 from tests.e2e.harness.site import sha256
 from tests.e2e.harness.supervised import Supervised
-from tools.load_client import Connection, Plan
+from tools.load_client import Connection, Plan, RequestError
 from tools.nginx_cache import Build
 
 ASKED = 12
@@ -93,3 +93,11 @@ def assert_rolled_back(supervised: Supervised, old: Build, sha: str) -> None:
     text = include.read_text() if include.exists() else ""
     # The candidate's private listener must not come back with the next reload.
     assert "listen" not in text, text
+
+
+def answers(plan: Plan, version: str) -> bool:
+    """Whether this version, and no other, answers at the moment; refused connections are a no."""
+    try:
+        return served_versions(plan, number=4) == {version}
+    except RequestError:
+        return False
