@@ -89,10 +89,11 @@ class _Waiter:
 
 @dataclass(frozen=True, slots=True)
 class _Posted:
-    """An event, with the serial number of the phase that it belongs to where it has one."""
+    """An event, with the number of the phase or of the operation that it belongs to."""
 
     event: events.Event
-    serial: int | None = None
+    phase: int | None = None
+    operation: int | None = None
 
 
 class Engine:
@@ -115,7 +116,8 @@ class Engine:
         self._new_upgrade_id = new_upgrade_id
         self._clock = clock
         self._send, self._receive = trio.open_memory_channel[_Posted](math.inf)
-        self._serial = 0  # of the phase: what earlier phases still say is dropped
+        self._phase_number = 0  # timers of earlier phases are not heard
+        self._operation_number = 0  # nor are operations that were ended or replaced
         self._operation: trio.CancelScope | None = None
         self._operation_over: trio.Event | None = None
         self._timers: list[trio.CancelScope] = []
@@ -169,7 +171,9 @@ class Engine:
             await self._carry_out(first)
             while self.exit_code is None:
                 posted = await self._receive.receive()
-                if posted.serial is not None and posted.serial != self._serial:
+                if posted.phase not in (None, self._phase_number):
+                    continue
+                if posted.operation not in (None, self._operation_number):
                     continue
                 await self._handle(posted.event)
             nursery.cancel_scope.cancel()
@@ -187,7 +191,7 @@ class Engine:
 
     async def _leave_phase(self, before: State, after: State) -> None:
         """Timers and operation of the old phase end before anything of the new one begins."""
-        self._serial += 1
+        self._phase_number += 1
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
@@ -202,6 +206,7 @@ class Engine:
         self._tell_transition(before, after)
 
     async def _end_operation(self) -> None:
+        self._operation_number += 1
         if self._operation is not None and self._operation_over is not None:
             self._operation.cancel()
             await self._operation_over.wait()
@@ -254,7 +259,7 @@ class Engine:
             case actions.Arm(timer=timer, seconds=seconds):
                 scope = trio.CancelScope()
                 self._timers.append(scope)
-                nursery.start_soon(self._wait_timer, timer, seconds, scope, self._serial)
+                nursery.start_soon(self._wait_timer, timer, seconds, scope, self._phase_number)
             case actions.BeginUpgrade(request):
                 self.phase_times = {}
                 self._phase_since = self._clock()
@@ -297,10 +302,10 @@ class Engine:
         await self._end_operation()
         scope, over = trio.CancelScope(), trio.Event()
         self._operation, self._operation_over = scope, over
-        nursery.start_soon(self._operate, run, scope, over, self._serial)
+        nursery.start_soon(self._operate, run, scope, over, self._operation_number)
 
     async def _operate(
-        self, run: actions.Run, scope: trio.CancelScope, over: trio.Event, serial: int
+        self, run: actions.Run, scope: trio.CancelScope, over: trio.Event, number: int
     ) -> None:
         try:
             with scope:
@@ -309,16 +314,16 @@ class Engine:
                     event = await self._effects.operate(run, self.state)
                 except SupervisorError as exc:
                     event = events.Failed(reason=exc.reason, detail=exc.detail, at=self._clock())
-                self._send.send_nowait(_Posted(event, serial))
+                self._send.send_nowait(_Posted(event, operation=number))
         finally:
             over.set()
 
     async def _wait_timer(
-        self, timer: Timer, seconds: float, scope: trio.CancelScope, serial: int
+        self, timer: Timer, seconds: float, scope: trio.CancelScope, phase: int
     ) -> None:
         with scope:
             await trio.sleep(seconds)
-            self._send.send_nowait(_Posted(events.TimerFired(timer), serial))
+            self._send.send_nowait(_Posted(events.TimerFired(timer), phase=phase))
 
     async def _reload(self, request: int) -> None:
         waiter = self._waiters.get(request)
