@@ -127,6 +127,7 @@ class Engine:
         self._next_request = 1
         self._phase_since = clock()
         self._nursery: trio.Nursery | None = None
+        self._over = False
 
     # --- in ---------------------------------------------------------------------------------
 
@@ -140,7 +141,8 @@ class Engine:
     ) -> AsyncIterator[trio.MemoryReceiveChannel[Reply]]:
         """Ask for `command`; the channel yields progress and ends with the final reply.
 
-        Leaving the block (a client that hangs up) never cancels what was begun.
+        Leaving the block (a client that hangs up) never cancels what was begun. A channel that
+        ends without a final reply means that the supervisor ends.
         """
         send, receive = trio.open_memory_channel[Reply](_REPLY_BUFFER)
         number = self._next_request
@@ -148,8 +150,11 @@ class Engine:
         upgrade_id = ""
         if isinstance(command, commands.Upgrade | commands.Rollback):
             upgrade_id = self._new_upgrade_id()
-        self._waiters[number] = _Waiter(send, command, self._clock(), upgrade_id)
-        self.post(events.Requested(request=number, command=command, upgrade_id=upgrade_id))
+        if self._over:
+            send.close()
+        else:
+            self._waiters[number] = _Waiter(send, command, self._clock(), upgrade_id)
+            self.post(events.Requested(request=number, command=command, upgrade_id=upgrade_id))
         async with receive:
             yield receive
 
@@ -165,19 +170,33 @@ class Engine:
 
         Cancelling stops the supervisor's own work and leaves nginx as it is.
         """
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started()
-            await self._carry_out(first)
-            while self.exit_code is None:
-                posted = await self._receive.receive()
-                if posted.phase not in (None, self._phase_number):
-                    continue
-                if posted.operation not in (None, self._operation_number):
-                    continue
-                await self._handle(posted.event)
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started()
+                await self._carry_out(first)
+                code = await self._listen()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._dismiss()
+        return code
+
+    async def _listen(self) -> int:
+        while self.exit_code is None:
+            posted = await self._receive.receive()
+            if posted.phase not in (None, self._phase_number):
+                continue
+            if posted.operation not in (None, self._operation_number):
+                continue
+            await self._handle(posted.event)
         return self.exit_code
+
+    def _dismiss(self) -> None:
+        """Whoever still waits learns by the end of the channel that the supervisor ends."""
+        self._over = True
+        for waiter in self._waiters.values():
+            waiter.send.close()
+        self._waiters.clear()
 
     async def _handle(self, event: events.Event) -> None:
         before = self.state
