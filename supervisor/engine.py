@@ -82,8 +82,17 @@ class _Waiter:
     upgrade_id: str = ""
 
     def tell(self, reply: Reply) -> None:
-        # It may be behind, or have hung up: neither may hold the engine up.
-        with suppress(trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+        """Tell what goes on; one that is too far behind misses it, and never the final reply."""
+        if self.send.statistics().current_buffer_used < _REPLY_BUFFER - 1:
+            self._send(reply)
+
+    def finish(self, reply: Reply) -> None:
+        """Give the final reply."""
+        self._send(reply)
+        self.send.close()
+
+    def _send(self, reply: Reply) -> None:
+        with suppress(trio.BrokenResourceError):  # it has hung up
             self.send.send_nowait(reply)
 
 
@@ -415,8 +424,7 @@ class Engine:
         if waiter is None:
             return
         name = type(waiter.command).__name__.lower()
-        waiter.tell({"operation": name, **reply})
-        waiter.send.close()
+        waiter.finish({"operation": name, **reply})
 
     async def _pronounce(self, verdict: actions.Pronounce) -> None:
         phases = {name: round(spent, 6) for name, spent in self.phase_times.items()}
