@@ -225,9 +225,11 @@ class Engine:
         self._timers.clear()
         await self._end_operation()
         now = self._clock()
-        if before.upgrade is not None and before.phase in UPGRADING:
-            spent = self.phase_times.get(before.phase.value, 0.0)
-            self.phase_times[before.phase.value] = spent + now - self._phase_since
+        if before.upgrade is not None:
+            # A stop during an upgrade undoes it on disk, which is what a rollback is.
+            phase = before.phase if before.phase in UPGRADING else Phase.ROLLING_BACK
+            spent = self.phase_times.get(phase.value, 0.0)
+            self.phase_times[phase.value] = spent + now - self._phase_since
         self._phase_since = now
         if before.upgrade is not None or after.upgrade is not None:
             await self._effects.record(before, after)
