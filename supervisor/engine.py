@@ -210,12 +210,35 @@ class Engine:
     async def _handle(self, event: events.Event) -> None:
         before = self.state
         after, todo = step(before, event)
+        unrecorded = None
         if after.phase is not before.phase:
             await self._leave_phase(before, after)
+            unrecorded = await self._record(before, after)
+            self._tell_transition(before, after)
         self.state = after
         for action in todo:
-            await self._carry_out(action)
+            if unrecorded is not None and _needs_record(action):
+                self._fail_operation(unrecorded)
+            else:
+                await self._carry_out(action)
         self._effects.settled(self.state)
+
+    async def _record(self, before: State, after: State) -> SupervisorError | None:
+        """Put the transition on disk where it is one of an upgrade; the error where that fails."""
+        if before.upgrade is None and after.upgrade is None:
+            return None
+        try:
+            await self._effects.record(before, after)
+        except SupervisorError as exc:
+            self._log.error("journal.not_written", reason=exc.reason, detail=exc.detail)
+            return exc
+        return None
+
+    def _fail_operation(self, cause: SupervisorError) -> None:
+        """What would be done is not on disk, so it is not done: the operation fails instead."""
+        self._operation_number += 1
+        failed = events.Failed(reason=cause.reason, detail=cause.detail, at=self._clock())
+        self._send.send_nowait(_Posted(failed, operation=self._operation_number))
 
     async def _leave_phase(self, before: State, after: State) -> None:
         """Timers and operation of the old phase end before anything of the new one begins."""
@@ -231,9 +254,6 @@ class Engine:
             spent = self.phase_times.get(phase.value, 0.0)
             self.phase_times[phase.value] = spent + now - self._phase_since
         self._phase_since = now
-        if before.upgrade is not None or after.upgrade is not None:
-            await self._effects.record(before, after)
-        self._tell_transition(before, after)
 
     async def _end_operation(self) -> None:
         self._operation_number += 1
@@ -292,10 +312,8 @@ class Engine:
                 nursery.start_soon(self._wait_timer, timer, seconds, scope, self._phase_number)
             case actions.BeginUpgrade(request):
                 self.phase_times = {}
-                self._phase_since = self._clock()
                 self._for_verdict = [request]
                 self._effects.begin(self.state)
-                await self._effects.record(self.state, self.state)
                 assert self.state.upgrade is not None
                 self._tell_verdict_waiters(
                     {"event": "accepted", "upgrade_id": self.state.upgrade.id}
@@ -391,7 +409,7 @@ class Engine:
         waiter = self._waiters.get(request)
         self._log.warning("request.refused", reason=reason, detail=detail)
         if waiter is not None and isinstance(waiter.command, commands.Upgrade | commands.Rollback):
-            told = await self._effects.pronounce(
+            told = await self._put_on_disk(
                 {
                     "upgrade_id": waiter.upgrade_id,
                     "operation": type(waiter.command).__name__.lower(),
@@ -406,6 +424,21 @@ class Engine:
             self._finish(request, told)
             return
         self._answer(request, "refused", reason, detail)
+
+    async def _put_on_disk(self, verdict: dict[str, object]) -> Reply:
+        """The verdict as it is told; one that cannot be recorded is told all the same, and says so.
+
+        The state of nginx is what it is: whoever waits must hear of it, and the supervisor must
+        not end over it.
+        """
+        try:
+            return await self._effects.pronounce(verdict)
+        except SupervisorError as exc:
+            self._log.error("verdict.not_recorded", reason=exc.reason, detail=exc.detail)
+            detail = f"{verdict['detail']} (this verdict is not in the history: {exc.detail})"
+            told = {"event": "verdict", **verdict, "detail": detail}
+            del told["of_running"]
+            return told
 
     def _answer(self, request: int, verdict: str, reason: str, detail: str) -> None:
         waiter = self._waiters.get(request)
@@ -430,7 +463,7 @@ class Engine:
 
     async def _pronounce(self, verdict: actions.Pronounce) -> None:
         phases = {name: round(spent, 6) for name, spent in self.phase_times.items()}
-        told = await self._effects.pronounce(
+        told = await self._put_on_disk(
             {
                 "verdict": verdict.verdict.value,
                 "reason": verdict.reason,
@@ -446,10 +479,18 @@ class Engine:
             self._finish(request, told)
 
 
+def _needs_record(action: actions.Action) -> bool:
+    """Going forward is intent before act; going back must be possible with a full disk as well."""
+    return isinstance(action, actions.Run) and action.operation in (
+        actions.Operation.PREFLIGHT,
+        actions.Operation.SPAWN,
+        actions.Operation.SHIFT,
+        actions.Operation.COMMIT,
+    )
+
+
 def public_state(state: State) -> str:
     """The word of the contract for what the machine is in."""
-    if state.upgrade is not None and state.phase in UPGRADING:
-        return "upgrading"
     return _PUBLIC[state.phase]
 
 
