@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 LONGEST = 365 * 86400.0
@@ -17,10 +16,11 @@ def parse_duration(value: object) -> float:
     """Seconds. Raises ValueError with a text that says what is wrong and how to write it."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"{value!r} is not a duration; {_FORM}")  # noqa: TRY004 - a value's error
-    seconds = _parse_text(value) if isinstance(value, str) else float(value)
-    if math.isnan(seconds) or seconds < 0 or seconds > LONGEST:
+    seconds = _parse_text(value) if isinstance(value, str) else value
+    # Compared before it is made a float, which the largest integers cannot be.
+    if not 0 <= seconds <= LONGEST:
         raise ValueError(f"{value!r} is impossible: a duration is from 0 seconds to a year")
-    return seconds
+    return float(seconds)
 
 
 def _parse_text(text: str) -> float:

@@ -81,9 +81,15 @@ class ExecProbe(_Common):
     type: ClassVar[str] = "exec"
     command: tuple[str, ...]
     user: str | None = None
+    uses_probe_address: bool = False  # it asks $PROBE_ADDRESS where that is set
 
 
 ProbeSettings = HttpProbe | TcpProbe | ExecProbe
+
+
+def can_ask_candidate(probe: ProbeSettings) -> bool:
+    """Whether the probe can be sent to a private listener; else a canary says nothing to it."""
+    return not isinstance(probe, ExecProbe) or probe.uses_probe_address
 
 
 class _CommonFields(TypedDict):
@@ -229,7 +235,12 @@ def _parse_exec(table: Table, common: _CommonFields) -> ExecProbe:
     command = table.texts("command")
     if not command[0].startswith("/"):
         raise table.error("command", f"{command[0]!r} is a relative path; write it from / on")
-    return ExecProbe(**common, command=command, user=table.optional_text("user"))
+    return ExecProbe(
+        **common,
+        command=command,
+        user=table.optional_text("user"),
+        uses_probe_address=table.flag("uses_probe_address", default=False),
+    )
 
 
 _Parse = Callable[[Table, _CommonFields], ProbeSettings]

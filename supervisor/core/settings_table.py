@@ -63,6 +63,15 @@ class Table:
             raise self.error(key, "it has to be more than 0 seconds")
         return seconds
 
+    def flag(self, key: str, *, default: bool) -> bool:
+        """True or false."""
+        if not self.has(key):
+            return default
+        value = self._entries[key]
+        if not isinstance(value, bool):
+            raise self.error(key, f"{value!r} is neither true nor false")
+        return value
+
     def integer(self, key: str, default: int, *, least: int, most: int) -> int:
         """A whole number within bounds."""
         if not self.has(key):

@@ -28,7 +28,7 @@ def load_settings(path: str | Path) -> Settings:
         raise ConfigError(
             f"cannot read the configuration {shown}: line {line} is not UTF-8; save it as UTF-8"
         ) from exc
-    except tomllib.TOMLDecodeError as exc:
+    except ValueError as exc:  # TOMLDecodeError, and numbers of thousands of digits
         raise ConfigError(f"cannot read the configuration {shown}: not TOML: {exc}") from exc
     except RecursionError as exc:
         raise ConfigError(

@@ -22,6 +22,7 @@ from supervisor.core.probe_settings import (
     ProbeSettings,
     TcpAddress,
     TcpProbe,
+    can_ask_candidate,
 )
 from supervisor.edges.exec_probe import Identity, check_exec
 from supervisor.edges.http_probe import check_http
@@ -176,7 +177,9 @@ class Prober:
     def _attribute(self, probe: ProbeSettings, found: Finding, current: _Round) -> Observation:
         aim = current.aim
         worker, outcome, detail = found.worker_pid, found.outcome, found.detail
-        if aim.exclusive is not None and not aim.exclusive():
+        if aim.address is not None and not can_ask_candidate(probe):
+            outcome, detail = Outcome.INCONCLUSIVE, f"it does not use PROBE_ADDRESS ({detail})"
+        elif aim.exclusive is not None and not aim.exclusive():
             outcome, detail = Outcome.INCONCLUSIVE, f"{SHARED} ({detail})"
         elif worker is None and not aim.sole:
             outcome, detail = Outcome.INCONCLUSIVE, f"nobody can tell whose answer it is ({detail})"
