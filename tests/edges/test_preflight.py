@@ -496,6 +496,26 @@ def test_held_sockets(nginx: RunningNginx) -> None:
     assert sockets.held_by(2**22) is None
 
 
+def test_held_sockets_where_descriptors_may_not_be_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.sock"
+    http = f"server {{ listen unix:{path}; listen [::1]:{free_port()}; }}"
+    main = "error_log syslog:server=127.0.0.1:9;"
+    main += f"stream {{ server {{ listen 127.0.0.1:{free_port()} udp; return x; }} }}"
+    with RunningNginx(tmp_path / "nginx", OLD, main=main, http=http) as nginx:
+        taken = sockets.held_by(nginx.identity.pid)
+        assert taken is not None
+        assert len(taken.counts) == 4
+        assert taken.unix_paths == {str(path)}
+
+        def forbidden(_pidfd: int, _fd: int) -> int:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(sockets.linux, "take_fd", forbidden)
+        assert sockets.held_by(nginx.identity.pid) == taken
+
+
 @pytest.mark.parametrize(
     ("held", "listen", "covered"),
     [
