@@ -11,6 +11,7 @@ import trio
 
 from supervisor.core import commands
 from supervisor.core.actions import Operation, Run, Watch
+from supervisor.core.errors import SupervisorError
 from supervisor.core.events import Succeeded
 from supervisor.core.model import Phase, State, Verdict
 from supervisor.core.rollback import Limits
@@ -49,6 +50,7 @@ class NginxEffects:
         self._told: tuple[object, ...] = ()
         self.last_verdict: dict[str, object] | None = history.last()
         self.starts = 0
+        self._cold = True  # the next start is no restart after a crash
         world.version_of_upgrade = self._version_of_upgrade
 
     # --- operations -------------------------------------------------------------------------
@@ -88,11 +90,13 @@ class NginxEffects:
         found = await recover.recover(self._world, self._runtime, self._history)
         if found is None:
             return await self._start(rescue=False)
+        self._cold = False
         await self._remember_masters()
         return found
 
     async def _start(self, *, rescue: bool) -> Succeeded:
-        done = await start.start(self._world, rescue=rescue, first=self.starts == 0)
+        done = await start.start(self._world, rescue=rescue, cold=self._cold)
+        self._cold = False
         self.starts += 1
         await self._remember_masters()
         return done
@@ -101,7 +105,7 @@ class NginxEffects:
         settings = self._world.settings.upgrade
         limits = Limits(drain=settings.drain_timeout)
         ended = await rollback.roll_back(self._world, limits)
-        return Succeeded(generation=ended.relaunched)
+        return Succeeded(generation=ended.relaunched, retiring=ended.retiring, note=ended.note)
 
     async def _stop(self, command: commands.Command | None) -> Succeeded:
         stop = self._world.settings.stop
@@ -110,6 +114,7 @@ class NginxEffects:
         )
         now = isinstance(command, commands.Stop) and command.now
         await ending.stop_all(self._world, deadlines, now=now)
+        self._cold = True
         await self._remember_masters()
         return Succeeded(note="nginx is stopped")
 
@@ -189,7 +194,11 @@ class NginxEffects:
             )
             for one in self._world.generations
         ]  # fmt: skip
-        await trio.to_thread.run_sync(self._runtime.save, masters)
+        try:
+            await trio.to_thread.run_sync(self._runtime.save, masters)
+        except SupervisorError as exc:
+            # Only a successor would miss it, and it finds the masters by their pid file as well.
+            self._world.log.error("state.not_written", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
 
     async def pronounce(self, verdict: Mapping[str, object]) -> dict[str, object]:
         """The verdict on disk, the roles of the generations as it says, the journal closed."""
@@ -213,11 +222,19 @@ class NginxEffects:
         if told["verdict"] == Verdict.COMMITTED.value and run is not None and run.quit_sent:
             self._promote()
         if told["verdict"] != Verdict.DONE.value:
-            await trio.to_thread.run_sync(self._history.append, told)
+            await self._keep(told)
             self.last_verdict = told
         if of_running:
             await self._close(run, str(told["verdict"]), str(told["reason"]))
         return told
+
+    async def _keep(self, told: dict[str, object]) -> None:
+        """The verdict in the history; a disk that does not take it is said, not fatal."""
+        try:
+            await trio.to_thread.run_sync(self._history.append, told)
+        except SupervisorError as exc:
+            told["detail"] = f"{told['detail']} (not in the history: {exc.detail})"
+            self._world.log.error("history.not_written", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
 
     def _version_of_upgrade(self, upgrade_id: str) -> str | None:
         for verdict in self._history.entries(_ALL):
@@ -235,9 +252,13 @@ class NginxEffects:
             self._world.pid_path = candidate.program.pid_path
 
     async def _close(self, run: UpgradeRun | None, verdict: str, reason: str) -> None:
-        if run is not None:
-            await trio.to_thread.run_sync(self._settle_files, run, verdict, reason)
-        await trio.to_thread.run_sync(self._world.journal.close_upgrade)
+        try:
+            if run is not None:
+                await trio.to_thread.run_sync(self._settle_files, run, verdict, reason)
+            await trio.to_thread.run_sync(self._world.journal.close_upgrade)
+        except SupervisorError as exc:
+            # The verdict stands; a successor that finds the journal sees it in the history.
+            self._world.log.error("state.not_written", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
         self._world.run = None
         await self._remember_masters()
 

@@ -52,6 +52,7 @@ class Evidence:
         self._up_before: frozenset[str] = frozenset()
         self.lacking = ""  # what the last candidate lacked to be healthy, for the verdict's text
         self._heard = trio.Event()
+        self._told_empty = False
         self._told_healthy = False
         self._told_trigger = False
         self._health = {name: Health() for name in self._probes}
@@ -188,6 +189,8 @@ class Evidence:
         """A worker's exit, or a count of workers."""
         if isinstance(sighting, WorkerExited):
             self._see_exit(sighting)
+        elif self._watch is Watch.ACTIVE:
+            self._see_active(sighting)
         candidate = self._world.candidate
         if self._judge is None or candidate is None or sighting.generation != candidate.id:
             return
@@ -204,6 +207,16 @@ class Evidence:
             self._judge.census(brood.accepting, at=sighting.at, starting=len(brood.starting))
             self._see_stopped(sighting)
         self._conclude()
+
+    def _see_active(self, count: Counted) -> None:
+        """Say loudly, once, when the serving generation has nobody who accepts."""
+        active = self._world.active
+        if active is None or active.id != count.generation or active.told_to_stop:
+            return
+        empty = not count.brood.accepting and not count.brood.starting
+        if empty and not self._told_empty:
+            self._world.log.error("generation.no_workers", generation=f"g{active.id}")
+        self._told_empty = empty
 
     def _see_exit(self, gone: WorkerExited) -> None:
         generation = self._world.generations.get(gone.generation)

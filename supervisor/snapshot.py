@@ -29,10 +29,11 @@ def status(
     """The reply of Status: the active generation first, orphans of a dead master as retiring."""
     shown = sorted(generations, key=lambda one: (_ORDER[one.role], one.id))
     active = next((one for one in shown if one.role is Role.ACTIVE), None)
+    told, reason, detail = _condition(state, active)
     return {
-        "state": public_state(state),
-        "reason": None if state.phase is Phase.IDLE else _reason(state),
-        "detail": None if state.phase is Phase.IDLE else state.detail or None,
+        "state": told,
+        "reason": reason,
+        "detail": detail,
         "upgrade": _upgrade(state, shown),
         "generations": [_generation(one) for one in shown],
         "binary_on_disk": {
@@ -57,6 +58,19 @@ def status(
 def version() -> str:
     """This program's own version."""
     return metadata.version("nginx-supervisor")
+
+
+def _condition(state: State, active: Generation | None) -> tuple[str, str | None, str | None]:
+    """State, reason and detail; a master at rest without workers is degraded whoever did that."""
+    if state.phase is Phase.IDLE:
+        if active is not None and not active.brood().accepting:
+            detail = (
+                f"the master {active.master.pid} has no worker that accepts connections; nginxctl "
+                "reload brings them back where the configuration is good"
+            )
+            return "degraded", "no_workers", detail
+        return "running", None, None
+    return public_state(state), _reason(state), state.detail or None
 
 
 def _reason(state: State) -> str | None:

@@ -263,7 +263,7 @@ TABLE: Mapping[Phase, Mapping[Column, Cell]] = {
     Phase.DEGRADED: {
         **_AT_REST, **_NO_EVIDENCE, **_ignored(C.ACTIVE_EXITED, C.TIMER, C.SUCCEEDED, C.FAILED),
         C.UPGRADE: _not_running, C.ROLLBACK: _not_running, C.RELOAD: _not_running,
-        C.DRAIN: _nothing_draining, C.START: stop_with(Goal.RESTART), C.GONE: gone,
+        C.DRAIN: _nothing_draining, C.START: start_now, C.GONE: gone,
     },
     Phase.PREFLIGHT: {
         **_IN_UPGRADE, **_ignored(C.HEALTHY, C.TRIGGERED, C.CANDIDATE_EXITED, C.TIMER),

@@ -271,7 +271,7 @@ def rolled_back(state: State, event: Event) -> Step:
     verdict = Pronounce(
         verdict=Verdict.ROLLED_BACK,
         reason=state.upgrade.reason or "operator",
-        detail=state.upgrade.detail,
+        detail=f"{state.upgrade.detail}; {done.note}" if done.note else state.upgrade.detail,
     )
     active = state.active if done.generation is None else done.generation
     retire = tuple(Retire(generation=one) for one in sorted(done.retiring))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 
 import trio
 
-from supervisor.core.errors import OperationFailed
+from supervisor.core.errors import OperationFailed, SupervisorError
 from supervisor.edges import procfs
-from supervisor.operations.facts import read_facts, settings_argv
+from supervisor.edges.generation import Generation, Program
+from supervisor.operations.facts import Facts, read_facts, settings_argv
 from supervisor.operations.world import POLL, World
 
 RELOAD_LIMIT = 30.0
@@ -40,7 +42,7 @@ async def reload(world: World) -> tuple[str, str]:
             if len(fresh) >= facts.workers and not before & brood.accepting:
                 break
             await trio.sleep(POLL * 4)
-        active.program = facts.refresh(active.program)
+        active.program = await _keep_modules(world, active, facts)
         world.pid_path = active.program.pid_path
         return "reloaded", f"{len(fresh)} workers run the configuration as it is on disk"
     raise OperationFailed(
@@ -48,6 +50,25 @@ async def reload(world: World) -> tuple[str, str]:
         f"nginx kept its old workers for {RELOAD_LIMIT:g} s after HUP and goes on with the old "
         "configuration; its error log says why",
     )
+
+
+async def _keep_modules(world: World, active: Generation, facts: Facts) -> Program:
+    """The program with its new configuration; newly named modules belong to the version now."""
+    program = facts.refresh(active.program)
+    known = () if program.stored is None else world.store.get(program.stored).modules
+    if set(known) == set(facts.modules):
+        return program
+    try:
+        stored = await trio.to_thread.run_sync(
+            lambda: world.store.take_from_process(
+                active.master.pid, modules=facts.modules, version=program.version
+            )
+        )
+        await trio.to_thread.run_sync(world.store.mark_good, stored.id)
+    except SupervisorError as exc:
+        world.log.warning("store.not_written", reason=exc.reason, detail=exc.detail)
+        return program
+    return replace(program, stored=stored.id)
 
 
 def reopen(world: World) -> str:

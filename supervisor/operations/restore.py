@@ -13,20 +13,24 @@ from supervisor.operations.facts import environment, settings_argv
 from supervisor.operations.world import UpgradeRun, World
 
 
-async def put_previous_back(world: World, run: UpgradeRun) -> None:
-    """The version before the upgrade is on disk, binary and modules, and its `-t` passes.
+async def put_previous_back(world: World, run: UpgradeRun) -> str:
+    """The version before the upgrade is on disk again; what its `-t` has against it.
 
     A no-op where nothing was put in place. Raises OperationFailed `restore_failed` when the disk
-    does not take it or nginx rejects the result: a cold start would then fail.
+    does not take it: the next cold start would then run the bad binary.
     """
     if not run.installed or run.previous is None:
-        return
-    await put_back(world, run.previous)
+        return ""
+    objection = await put_back(world, run.previous)
     run.installed = False
+    return objection
 
 
-async def put_back(world: World, version_id: str) -> None:
-    """The stored version `version_id` is what a cold start runs. Raises OperationFailed."""
+async def put_back(world: World, version_id: str) -> str:
+    """The stored version `version_id` is what a cold start runs; what its `-t` says against it.
+
+    The text is empty where the test passes. Raises OperationFailed `restore_failed`.
+    """
     binary = Path(world.settings.nginx.binary)
     try:
         replaced = await trio.to_thread.run_sync(
@@ -40,10 +44,13 @@ async def put_back(world: World, version_id: str) -> None:
         world.log.info(
             "store.restored", version_id=version_id, files=[str(path) for path in replaced]
         )
-    tested = await test_config(binary, settings_argv(world), environment(world))
-    if not tested.ok:
-        raise OperationFailed(
-            "restore_failed",
-            f"the restored {binary} rejects the configuration on disk, so its next cold start "
-            f"would fail: {tested.output[-512:]}",
-        )
+    directives = () if world.last_program is None else world.last_program.environment
+    tested = await test_config(binary, settings_argv(world), environment(world, directives))
+    if tested.ok:
+        return ""
+    # What serves has its configuration in memory; it is the next cold start that would fail.
+    world.log.error("store.restored_rejects_configuration", path=str(binary), detail=tested.output)
+    return (
+        f"the restored {binary} rejects the configuration on disk and would not start: "
+        f"{tested.output[-512:]}"
+    )

@@ -45,9 +45,11 @@ class _Progress:
 
 @dataclass(frozen=True, slots=True)
 class RolledBack:
-    """How it ended: the id of a fresh start of the old version, where one was needed."""
+    """How it ended: the fresh start of the old version, where one was needed, and its orphans."""
 
     relaunched: int | None
+    retiring: frozenset[int]
+    note: str  # what a person should know although the old generation serves
 
 
 async def roll_back(world: World, limits: Limits) -> RolledBack:
@@ -67,6 +69,8 @@ async def roll_back(world: World, limits: Limits) -> RolledBack:
         view = _look(world, run, old, candidate, progress)
         step = next_step(view, limits)
         if step is Step.DONE:
+            if candidate is not None and candidate.remember(world.find_strays(candidate)):
+                continue  # a worker that the dead master forked in its last moment
             break
         if step is Step.GIVE_UP:
             raise OperationFailed(
@@ -86,8 +90,12 @@ async def roll_back(world: World, limits: Limits) -> RolledBack:
             progress.relaunched = True
             continue
         _carry_out(step, old, candidate, progress)
-    await _finish(world, run, old, candidate)
-    return RolledBack(old.id if progress.relaunched else None)
+    note = await _finish(world, run, old, candidate)
+    return RolledBack(
+        relaunched=old.id if progress.relaunched else None,
+        retiring=frozenset(one.id for one in world.generations if one.role is Role.RETIRING),
+        note=note,
+    )
 
 
 async def _find_late_candidate(world: World, run: UpgradeRun) -> None:
@@ -114,7 +122,6 @@ def _look(
     if candidate is not None:
         if not alive and "gone" not in progress.times:
             progress.mark("gone")
-        if not alive:
             candidate.remember(world.find_strays(candidate))
         theirs = candidate.look()
     had = run.winch_workers
@@ -189,12 +196,13 @@ async def _wait(view: View, candidate: Generation | None) -> None:
 
 async def _finish(
     world: World, run: UpgradeRun, old: Generation, candidate: Generation | None
-) -> None:
+) -> str:
     """Files as they were before: pid file, binary and modules, the probe listener's include."""
     if candidate is not None:
         world.generations.drop(candidate)
     await settle_pid_file(world, old)
-    await put_previous_back(world, run)
+    note = await put_previous_back(world, run)
     if run.include_written:
         await trio.to_thread.run_sync(world.listener.restore, run.include_text)
     old.role = Role.ACTIVE
+    return note

@@ -26,19 +26,25 @@ from supervisor.operations.spawn import wait_ready
 from supervisor.operations.world import World
 
 
-async def start(world: World, *, rescue: bool, first: bool) -> Succeeded:
+async def start(world: World, *, rescue: bool, cold: bool) -> Succeeded:
     """Return when a new generation serves; orphans of a dead one keep serving until then.
 
     A crash start runs the version that ran, a rescue the one before it, whatever is on disk by
     now; a cold start tries what is on disk and falls back to the last good version. Raises
     SupervisorError with nginx's own words.
     """
+    serving = _serving_already(world)
+    if serving is not None:
+        return serving
     orphans = _set_dead_aside(world)
-    note = await _choose_version(world, rescue=rescue, first=first)
+    if cold and not orphans:
+        # A private probe listener of an earlier life; its port may be somebody else's by now.
+        await trio.to_thread.run_sync(world.listener.restore, None)
+    note = await _choose_version(world, rescue=rescue, cold=cold)
     try:
         generation = await _start_from_disk(world, orphans)
     except SupervisorError as exc:
-        fallback = await _fallback(world, first=first)
+        fallback = await _fallback(world, cold=cold)
         if fallback is None:
             raise
         world.log.warning("start.fell_back", reason=exc.reason, detail=exc.detail)
@@ -48,6 +54,18 @@ async def start(world: World, *, rescue: bool, first: bool) -> Succeeded:
     return Succeeded(
         generation=generation.id, retiring=frozenset(one.id for one in orphans), note=note
     )
+
+
+def _serving_already(world: World) -> Succeeded | None:
+    """A generation that serves is not started again: an operator may only want out of degraded."""
+    active = world.active
+    if active is None or not active.alive or not active.look().accepting:
+        return None
+    others = [one for one in world.generations if one is not active]
+    for one in others:
+        one.role = Role.RETIRING
+    note = f"g{active.id} serves already"
+    return Succeeded(generation=active.id, retiring=frozenset(one.id for one in others), note=note)
 
 
 def _set_dead_aside(world: World) -> list[Generation]:
@@ -64,16 +82,16 @@ def _set_dead_aside(world: World) -> list[Generation]:
     return orphans
 
 
-async def _choose_version(world: World, *, rescue: bool, first: bool) -> str:
+async def _choose_version(world: World, *, rescue: bool, cold: bool) -> str:
     """Put on disk what is to be started; what was found there instead is reported."""
     binary = Path(world.settings.nginx.binary)
     last = world.last_program
     wanted: StoredVersion | None = None
     if rescue and last is not None and last.stored is not None:
         wanted = await trio.to_thread.run_sync(world.store.previous_good, last.stored)
-    elif not first and last is not None and last.stored is not None:
+    elif not cold and last is not None and last.stored is not None:
         wanted = await trio.to_thread.run_sync(world.store.get, last.stored)
-    elif first:
+    elif cold:
         on_disk = await trio.to_thread.run_sync(_known_on_disk, world, binary)
         if on_disk is not None and on_disk.good is False:
             wanted = await trio.to_thread.run_sync(world.store.last_good)
@@ -98,9 +116,9 @@ def _known_on_disk(world: World, binary: Path) -> StoredVersion | None:
     return found[-1] if found else None
 
 
-async def _fallback(world: World, *, first: bool) -> StoredVersion | None:
+async def _fallback(world: World, *, cold: bool) -> StoredVersion | None:
     """The last good version, where a cold start tried a file that nobody has judged."""
-    if not first:
+    if not cold:
         return None
     binary = Path(world.settings.nginx.binary)
     good = await trio.to_thread.run_sync(world.store.last_good)
@@ -121,14 +139,7 @@ async def _start_from_disk(world: World, orphans: Sequence[Generation]) -> Gener
         )
     world.pid_path = facts.pid_path
     world.lock(facts.pid_path)
-    stored = await trio.to_thread.run_sync(
-        lambda: world.store.take(
-            Path(binary), modules=facts.modules, origin=Origin.DISK, version=facts.build.version
-        )
-    )
-    program = facts.refresh(
-        Program(version=facts.build.version, sha256=stored.sha256, path=binary, stored=stored.id)
-    )
+    program = facts.refresh(await _store_program(world, facts))
     listeners = _listeners_of(orphans)
     try:
         if not listeners:
@@ -140,8 +151,33 @@ async def _start_from_disk(world: World, orphans: Sequence[Generation]) -> Gener
         for fd in listeners:
             os.close(fd)
     await settle_pid_file(world, generation)
-    await trio.to_thread.run_sync(world.store.mark_good, stored.id)
+    if program.stored is not None:
+        await _mark_good(world, program.stored)
     return generation
+
+
+async def _store_program(world: World, facts: Facts) -> Program:
+    """The binary on disk, kept in the store; a full disk never keeps nginx from starting."""
+    binary = Path(world.settings.nginx.binary)
+    version = facts.build.version
+    try:
+        stored = await trio.to_thread.run_sync(
+            lambda: world.store.take(
+                binary, modules=facts.modules, origin=Origin.DISK, version=version
+            )
+        )
+    except SupervisorError as exc:
+        world.log.warning("store.not_written", reason=exc.reason, detail=exc.detail)
+        digest = await trio.to_thread.run_sync(sha256_of, binary)
+        return Program(version=version, sha256=digest, path=str(binary))
+    return Program(version=version, sha256=stored.sha256, path=str(binary), stored=stored.id)
+
+
+async def _mark_good(world: World, version_id: str) -> None:
+    try:
+        await trio.to_thread.run_sync(world.store.mark_good, version_id)
+    except SupervisorError as exc:
+        world.log.warning("store.not_written", reason=exc.reason, detail=exc.detail)
 
 
 async def relaunch(world: World, old: Generation, candidate: Generation | None) -> Generation:
