@@ -217,7 +217,11 @@ def test_good_and_bad(store: VersionStore, tmp_path: Path) -> None:
 def test_installing_keeps_owner_mode_and_attributes(store: VersionStore, tmp_path: Path) -> None:
     version = taken(store, tmp_path, b"new")
     destination = put(tmp_path / "sbin" / "nginx", b"old", mode=0o4711)
-    os.setxattr(destination, "user.label", b"kept")
+    attributes = {"user.label": b"kept"}
+    try:
+        os.setxattr(destination, "user.label", b"kept")
+    except OSError:
+        attributes = {}  # an older tmpfs has none, and then there is nothing to keep
     if os.getuid() == 0:
         os.chown(destination, 12345, 12346)
         destination.chmod(0o4711)
@@ -230,7 +234,8 @@ def test_installing_keeps_owner_mode_and_attributes(store: VersionStore, tmp_pat
         before.st_gid,
         before.st_mode,
     )
-    assert os.getxattr(destination, "user.label") == b"kept"
+    for name, value in attributes.items():
+        assert os.getxattr(destination, name) == value
     assert [path.name for path in destination.parent.iterdir()] == ["nginx"]
 
 
