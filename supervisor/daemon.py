@@ -21,8 +21,7 @@ from supervisor.core.actions import Operation, Run
 from supervisor.core.commands import Reopen
 from supervisor.core.errors import ConfigError, SupervisorError
 from supervisor.core.events import TerminateRequested
-from supervisor.core.model import Rules, State
-from supervisor.core.policy import RestartPolicy
+from supervisor.core.model import State
 from supervisor.core.settings import Settings
 from supervisor.edges import linux
 from supervisor.edges.config_file import load_settings
@@ -42,6 +41,7 @@ from supervisor.effects import NginxEffects
 from supervisor.engine import Engine
 from supervisor.evidence import Evidence
 from supervisor.operations.world import Generations, World
+from supervisor.reconfigure import reconfigure, restart_policy_of, rules_of
 from supervisor.snapshot import version
 from supervisor.watch import watch
 
@@ -114,7 +114,7 @@ async def run(config: Path, settings: Settings, tap: LogTap) -> int:
     try:
         async with trio.open_nursery() as nursery:
             parts = build(config, settings, tap, log, locks, nursery)
-            await nursery.start(serve_signals, parts)
+            await nursery.start(serve_signals, config, parts)
             control = ControlSettings(socket=settings.control.socket, mode=settings.control.mode)
             uids = frozenset({0, os.getuid()})
             await nursery.start(_serve_control, control, parts, uids)
@@ -183,7 +183,7 @@ def build(
     )
     effects = NginxEffects(world, evidence, history, runtime, notifier)
     engine = Engine(
-        initial_state(settings),
+        State(rules=rules_of(settings), restarts=restart_policy_of(settings)),
         effects,
         log,
         new_upgrade_id=new_upgrade_id,
@@ -197,27 +197,6 @@ def build(
         world=world, engine=engine, effects=effects, evidence=evidence, prober=prober,
         backend=backend, notifier=notifier,
     )  # fmt: skip
-
-
-def initial_state(settings: Settings) -> State:
-    """The machine's state before anything happened."""
-    upgrade, restart = settings.upgrade, settings.restart
-    return State(
-        rules=Rules(
-            start_timeout=upgrade.start_timeout,
-            canary=upgrade.canary,
-            soak=upgrade.soak,
-            on_foreign_stop=settings.nginx.on_foreign_stop,
-        ),
-        restarts=RestartPolicy(
-            backoff_initial=restart.backoff_initial,
-            backoff_max=restart.backoff_max,
-            crash_limit=restart.crash_limit,
-            crash_interval=restart.crash_interval,
-            start_limit=restart.start_limit,
-            start_limit_interval=restart.start_limit_interval,
-        ),
-    )
 
 
 def new_upgrade_id() -> str:
@@ -246,15 +225,21 @@ def worker_identity(world: World) -> tuple[int, int] | None:
 
 
 async def serve_signals(
-    parts: Parts, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    config: Path, parts: Parts, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """SIGTERM and SIGINT stop nginx and end; SIGUSR1 reopens logs; SIGCHLD sweeps orphans."""
-    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD)
+    """Turn signals into what they ask for.
+
+    SIGTERM and SIGINT stop nginx and end the supervisor, SIGUSR1 reopens nginx's logs, SIGHUP
+    reads the supervisor's own configuration again, SIGCHLD sweeps orphans.
+    """
+    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGCHLD)
     with trio.open_signal_receiver(*wanted) as signals:
         task_status.started()
         async for number in signals:
             if number == signal.SIGCHLD:
                 parts.world.reap_strays()
+            elif number == signal.SIGHUP:
+                await reconfigure(config, parts.world, parts.evidence, parts.prober)
             elif number == signal.SIGUSR1:
                 async with parts.engine.submit(Reopen()) as answers:
                     async for _ in answers:

@@ -81,6 +81,14 @@ class Evidence:
             self._prober.pause()
             self._health = {name: Health() for name in self._probes}
 
+    def reconfigure(self, probes: tuple[ProbeSettings, ...]) -> None:
+        """Other probes from now on; the judge of a running upgrade keeps the ones that it has."""
+        self._probes = {probe.name: probe for probe in probes}
+        self._health = {name: self._health.get(name, Health()) for name in self._probes}
+        self._since = {name: self._since.get(name, "") for name in self._probes}
+        self._detail = {name: self._detail.get(name, "") for name in self._probes}
+        self._generation = {name: self._generation.get(name) for name in self._probes}
+
     async def baseline(self) -> None:
         """Remember which probes pass before the upgrade: only those can condemn the candidate.
 
@@ -163,7 +171,9 @@ class Evidence:
 
     def observe(self, seen: Observation) -> None:
         """One result of one probe."""
-        probe = self._probes[seen.probe]
+        probe = self._probes.get(seen.probe)
+        if probe is None:
+            return  # it is of a configuration that was replaced
         before = self._health[seen.probe]
         after = before.observe(seen.outcome, rise=probe.rise, fall=probe.fall)
         self._health[seen.probe] = after

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from supervisor.core.actions import Action, Attach, Complete, Refuse, ReloadActive, ReopenLogs
-from supervisor.core.events import Event, MasterExited, Requested
+from supervisor.core.events import Event, MasterExited, Requested, RulesChanged
 from supervisor.core.model import Phase, State
 
 Step = tuple[State, tuple[Action, ...]]
@@ -72,6 +72,16 @@ def attach(state: State, event: Event) -> Step:
 def reopen(state: State, event: Event) -> Step:
     """Every living master reopens its logs."""
     return state, (ReopenLogs(narrow(event, Requested).request),)
+
+
+def rules_changed(state: State, event: Event) -> Step:
+    """The new rules hold from now on; crashes that were counted stay counted."""
+    changed = narrow(event, RulesChanged)
+    restarts = replace(
+        changed.restarts, starts=state.restarts.starts, crashes=state.restarts.crashes,
+        last_delay=state.restarts.last_delay,
+    )  # fmt: skip
+    return replace(state, rules=changed.rules, restarts=restarts), ()
 
 
 def settle_phase(state: State) -> State:

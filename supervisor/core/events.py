@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from supervisor.core.commands import Command
-from supervisor.core.model import Timer
+from supervisor.core.model import Rules, Timer
+from supervisor.core.policy import RestartPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +96,14 @@ class TimerFired:
     timer: Timer
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RulesChanged:
+    """The supervisor's own settings were read again; `restarts` has the new limits."""
+
+    rules: Rules
+    restarts: RestartPolicy
+
+
 @dataclass(frozen=True, slots=True)
 class ReloadEnded:
     """The reload that ran beside the phase is over; its requester has been answered."""
@@ -111,4 +120,5 @@ Event = (
     | Triggered
     | TimerFired
     | ReloadEnded
+    | RulesChanged
 )

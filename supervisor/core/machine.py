@@ -37,6 +37,7 @@ from supervisor.core.cell import (
     refuse,
     refuse_busy,
     reopen,
+    rules_changed,
     stay,
 )
 from supervisor.core.events import (
@@ -47,6 +48,7 @@ from supervisor.core.events import (
     MasterExited,
     ReloadEnded,
     Requested,
+    RulesChanged,
     Succeeded,
     TerminateRequested,
     TimerFired,
@@ -123,6 +125,7 @@ class Column(Enum):
     TRIGGERED = "triggered"
     TIMER = "timer"
     RELOADED = "reload ended"
+    RULES = "rules changed"
 
 
 _COMMAND_COLUMNS: Mapping[type[commands.Command], Column] = {
@@ -146,6 +149,7 @@ _FACT_COLUMNS: Mapping[type[Event], Column] = {
     Triggered: Column.TRIGGERED,
     TimerFired: Column.TIMER,
     ReloadEnded: Column.RELOADED,
+    RulesChanged: Column.RULES,
 }
 
 
@@ -197,6 +201,7 @@ _EVERYWHERE: dict[Column, Cell] = {
     C.STOP: stop_with(Goal.STOP),
     C.TERMINATE: stop_with(Goal.EXIT),
     C.RELOADED: reload_ended,
+    C.RULES: rules_changed,
 }
 
 _AT_REST: dict[Column, Cell] = {

@@ -109,6 +109,11 @@ class Prober:
         self._round.cover(aim.cover)
         self._changed.set()
 
+    def reconfigure(self, probes: Iterable[ProbeSettings]) -> None:
+        """Run these probes from now on, aimed as before."""
+        self._probes = tuple(probes)
+        self._changed.set()
+
     def pause(self) -> None:
         """Nothing serves: break off the probes that run, report nothing until the next aim."""
         self._round = None

@@ -1,0 +1,84 @@
+"""SIGHUP to the supervisor: read its own configuration again, all of it or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+
+from supervisor.core.errors import ConfigError
+from supervisor.core.events import RulesChanged
+from supervisor.core.model import Rules
+from supervisor.core.policy import RestartPolicy
+from supervisor.core.settings import Settings
+from supervisor.edges.config_file import load_settings
+from supervisor.edges.probe_listener import ProbeListener
+from supervisor.edges.probes import Prober
+from supervisor.evidence import Evidence
+from supervisor.operations.world import World
+
+_FIXED: tuple[tuple[str, Callable[[Settings], object]], ...] = (
+    ("nginx.binary", lambda one: one.nginx.binary),
+    ("nginx.config", lambda one: one.nginx.config),
+    ("nginx.prefix", lambda one: one.nginx.prefix),
+    ("nginx.globals", lambda one: one.nginx.globals),
+    ("nginx.error_log", lambda one: one.nginx.error_log),
+    ("nginx.inherit_variable", lambda one: one.nginx.inherit_variable),
+    ("[control]", lambda one: one.control),
+    ("[state]", lambda one: one.state),
+    ("[log]", lambda one: one.log),
+)
+"""What a running master or this process was started with: it cannot change under either."""
+
+
+def rules_of(settings: Settings) -> Rules:
+    """What the machine needs to know of the settings."""
+    return Rules(
+        start_timeout=settings.upgrade.start_timeout,
+        canary=settings.upgrade.canary,
+        soak=settings.upgrade.soak,
+        on_foreign_stop=settings.nginx.on_foreign_stop,
+    )
+
+
+def restart_policy_of(settings: Settings) -> RestartPolicy:
+    """A restart policy that has seen nothing yet."""
+    restart = settings.restart
+    return RestartPolicy(
+        backoff_initial=restart.backoff_initial,
+        backoff_max=restart.backoff_max,
+        crash_limit=restart.crash_limit,
+        crash_interval=restart.crash_interval,
+        start_limit=restart.start_limit,
+        start_limit_interval=restart.start_limit_interval,
+    )
+
+
+async def reconfigure(path: Path, world: World, evidence: Evidence, prober: Prober) -> None:
+    """The settings on disk are in force, or those from before are and the log says why.
+
+    Windows of an upgrade that runs stay as they were when it was accepted.
+    """
+    try:
+        settings = await trio.to_thread.run_sync(load_settings, path)
+        _expect_same(world.settings, settings)
+    except ConfigError as exc:
+        world.log.warning("settings.rejected", path=str(path), detail=exc.detail)
+        return
+    if settings.probe_listener != world.settings.probe_listener:
+        world.listener = ProbeListener(settings.probe_listener)
+    world.settings = settings
+    world.post(RulesChanged(rules=rules_of(settings), restarts=restart_policy_of(settings)))
+    evidence.reconfigure(settings.probes)
+    prober.reconfigure(settings.probes)
+    world.log.info("settings.changed", path=str(path))
+
+
+def _expect_same(before: Settings, after: Settings) -> None:
+    changed = [name for name, value in _FIXED if value(before) != value(after)]
+    if changed:
+        raise ConfigError(
+            f"cannot change {', '.join(changed)} while nginx runs: restart the supervisor for "
+            "that; nothing of the file was taken over"
+        )
