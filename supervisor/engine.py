@@ -275,7 +275,8 @@ class Engine:
             fields |= {"reason": after.reason, "detail": after.detail}
         if after.candidate or after.active:
             fields["generation"] = f"g{after.candidate or after.active}"
-        self._log.info(name, **fields)
+        tell = self._log.error if after.phase is Phase.DEGRADED else self._log.info
+        tell(name, **fields)
         if after.upgrade is not None:
             self._tell_verdict_waiters(
                 {

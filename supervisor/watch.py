@@ -22,6 +22,10 @@ RESPAWN = 0.005
 """Seconds after a worker's exit at which its successor is expected to be there."""
 
 
+LINE = 1024
+"""Characters of a line of nginx's output that go into the log."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerExited:
     """A worker of `generation` is gone."""
@@ -107,6 +111,18 @@ async def watch(
                     master_stopped=generation.master.stopped, at=trio.current_time(),
                 )
             )  # fmt: skip
+            _tell_output(world, generation)
             changed = trio.Event()
             with trio.move_on_after(CENSUS):
                 await changed.wait()
+
+
+def _tell_output(world: World, generation: Generation) -> None:
+    """What nginx wrote to its standard output and error since the last time, into our log.
+
+    Generations that were upgraded from one another share it: the lines carry nginx's own pids.
+    """
+    if generation.output is None:
+        return
+    for line in generation.output.drain():
+        world.log.info("nginx.output", line=line[:LINE])
