@@ -35,8 +35,13 @@ check: $(STAMP)
 	@$(PY) -m ruff format --check .
 	@$(PY) -m mypy
 
+# The pure core is covered whole, by its own tests; the gate on all of it counts every test.
 test: check nginx
-	@$(VENV)/bin/pytest $(PYTEST_ARGS)
+	@rm -f .coverage .coverage.*
+	@COVERAGE_FILE=.coverage.core $(VENV)/bin/pytest tests/core tests/engine -q -n 2 --cov --cov-branch --cov-report= $(PYTEST_ARGS)
+	@COVERAGE_FILE=.coverage.core $(VENV)/bin/coverage report --include='supervisor/core/*' --fail-under=100 --skip-covered
+	@$(VENV)/bin/pytest -n 4 --dist worksteal --cov --cov-branch --cov-report= $(PYTEST_ARGS)
+	@$(VENV)/bin/coverage report --fail-under=90 --skip-covered
 
 demo: nginx
 	@$(PY) -m tools.demo
