@@ -84,6 +84,11 @@ def blocks(pid: int, signal: Signals) -> bool:
     return bool(_mask(pid, b"SigBlk:") >> (signal - 1) & 1)
 
 
+def pending(pid: int, signal: Signals) -> bool:
+    """Whether `signal` was sent to `pid` and no handler has run for it yet."""
+    return bool(_mask(pid, b"ShdPnd:") >> (signal - 1) & 1)
+
+
 def _mask(pid: int, field: bytes) -> int:
     status = _read(f"/proc/{pid}/status")
     at = status.find(field)

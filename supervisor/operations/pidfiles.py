@@ -28,3 +28,9 @@ async def remove_stale(path: str) -> None:
     """Remove pid files that name no living process; call when no master is left."""
     for one in (Path(path), pidfile.oldbin_path(Path(path))):
         await trio.to_thread.run_sync(pidfile.remove_stale, one)
+
+
+async def remove_stale_oldbin(world: World, generation: Generation) -> None:
+    """Remove the oldbin file beside the pid file of `generation` if its process is gone."""
+    path = Path(generation.program.pid_path or world.pid_path)
+    await trio.to_thread.run_sync(pidfile.remove_stale, pidfile.oldbin_path(path))

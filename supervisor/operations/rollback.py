@@ -12,14 +12,25 @@ from supervisor.core.rollback import Limits, Step, View, next_step
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Role
 from supervisor.operations import spawn
-from supervisor.operations.pidfiles import settle_pid_file
+from supervisor.operations.pidfiles import remove_stale_oldbin, settle_pid_file
 from supervisor.operations.restore import put_previous_back
+from supervisor.operations.shift import Nudge
 from supervisor.operations.start import relaunch
 from supervisor.operations.world import POLL, UpgradeRun, World
 
 FORK_LIMIT = 0.05
-"""Seconds after which a USR2 that was sent has led to a child, if it ever will."""
+"""Seconds after which a USR2 that was handled has led to a child, if it ever will."""
 
+USR2_LIMIT = 1.0
+"""Seconds within which a master that runs handles USR2; it may be in the middle of a reload."""
+
+
+RELOAD_SETTLE = 0.3
+"""Seconds after which a HUP has had all of its effects, where it may have been a true reload.
+
+nginx sleeps 100 ms in one (ngx_process_cycle.c, "allow new processes to start"); workers that it
+owes besides, since its child had died, come only after that.
+"""
 
 LOOK_AGAIN = 0.25
 """Seconds after which deadlines are looked at although no process exited."""
@@ -30,10 +41,12 @@ class _Progress:
     """When each thing was done, in trio's time; what the view tells as "ago"."""
 
     began: float
+    nudge: Nudge = field(default_factory=Nudge)
     times: dict[str, float] = field(default_factory=dict)
     hups: int = 0
     relaunched: bool = False
     reloaded: bool = False
+    died_unasked: bool = False  # the candidate: a HUP beside its death is a true reload
 
     def mark(self, what: str) -> None:
         self.times[what] = trio.current_time()
@@ -66,9 +79,13 @@ async def roll_back(world: World, limits: Limits) -> RolledBack:
     if old is None:
         raise OperationFailed("no_generation", "cannot roll back: no old generation is known")
     while True:
+        _let_run(world, old)
         view = _look(world, run, old, candidate, progress)
         step = next_step(view, limits)
         if step is Step.DONE:
+            if progress.died_unasked and (view.hup_ago or RELOAD_SETTLE) < RELOAD_SETTLE:
+                await trio.sleep(RELOAD_SETTLE - (view.hup_ago or 0))
+                continue
             if candidate is not None and candidate.remember(world.find_strays(candidate)):
                 continue  # a worker that the dead master forked in its last moment
             break
@@ -81,6 +98,8 @@ async def roll_back(world: World, limits: Limits) -> RolledBack:
                 f"{'alive' if view.candidate_alive else 'gone'} with {view.candidate_workers}",
             )
         if step is Step.WAIT:
+            if view.winch_sent and not (view.winch_consumed and view.old_accepting):
+                progress.nudge.when_due(old)
             await _wait(view, candidate)
             continue
         world.log.info("rollback.step", step=step.value, upgrade_id=run.id)
@@ -89,6 +108,9 @@ async def roll_back(world: World, limits: Limits) -> RolledBack:
             old = await relaunch(world, old, candidate)
             progress.relaunched = True
             continue
+        if step is Step.RELOAD_OLD or (step is Step.HUP_OLD and not view.candidate_alive):
+            # The old master reads its configuration: as it was, without the private listener.
+            await _restore_include(world, run)
         _carry_out(step, old, candidate, progress)
     note = await _finish(world, run, old, candidate)
     return RolledBack(
@@ -99,14 +121,29 @@ async def roll_back(world: World, limits: Limits) -> RolledBack:
 
 
 async def _find_late_candidate(world: World, run: UpgradeRun) -> None:
-    """USR2 may have been sent a moment ago: wait until its child has exec'd or there is none."""
+    """USR2 may have been sent a moment ago: wait until its child has exec'd or there is none.
+
+    Overlooked, it would come up later and serve beside the old generation, supervised by nobody.
+    """
     old = world.active
     if not run.usr2_sent or world.candidate is not None or old is None or not old.alive:
         return
-    with trio.move_on_after(FORK_LIMIT):
+    _let_run(world, old)
+    with trio.move_on_after(USR2_LIMIT) as waiting:
+        handled = False
         # Nobody but the parent is told of a fork: this can only be looked for.
-        while spawn.find_candidate(world, run, old, run.usr2_children) is None:  # noqa: ASYNC110
+        while spawn.find_candidate(world, run, old, run.usr2_children) is None:
+            if not handled and not procfs.pending(old.master.pid, signal.SIGUSR2):
+                handled = True
+                waiting.deadline = trio.current_time() + FORK_LIMIT
             await trio.sleep(POLL)
+
+
+def _let_run(world: World, old: Generation) -> None:
+    """A stopped master could neither start its workers nor handle what it was told."""
+    if old.alive and old.master.stopped:
+        world.log.warning("rollback.old_master_continued", pid=old.master.pid)
+        old.master.send(signal.SIGCONT)
 
 
 def _look(
@@ -122,6 +159,7 @@ def _look(
     if candidate is not None:
         if not alive and "gone" not in progress.times:
             progress.mark("gone")
+            progress.died_unasked = not candidate.told_to_stop
             candidate.remember(world.find_strays(candidate))
         theirs = candidate.look()
     had = run.winch_workers
@@ -200,9 +238,16 @@ async def _finish(
     """Files as they were before: pid file, binary and modules, the probe listener's include."""
     if candidate is not None:
         world.generations.drop(candidate)
+    await _restore_include(world, run)
     await settle_pid_file(world, old)
+    # nginx leaves it behind when the old master is killed beside a candidate.
+    await remove_stale_oldbin(world, old)
     note = await put_previous_back(world, run)
-    if run.include_written:
-        await trio.to_thread.run_sync(world.listener.restore, run.include_text)
     old.role = Role.ACTIVE
     return note
+
+
+async def _restore_include(world: World, run: UpgradeRun) -> None:
+    if run.include_written:
+        await trio.to_thread.run_sync(world.listener.restore, run.include_text)
+        run.include_written = False

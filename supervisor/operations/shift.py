@@ -14,6 +14,9 @@ from supervisor.operations.world import POLL, World
 WINCH_LIMIT = 5.0
 """Seconds within which the old workers must begin to leave."""
 
+NUDGE_EVERY = 0.1
+"""Seconds for which a master may seem not to act before it is woken, and between two wakings."""
+
 
 async def shift(world: World) -> None:
     """Take the old generation out of service; return when only the candidate accepts.
@@ -30,9 +33,11 @@ async def shift(world: World) -> None:
         old.master.send(signal.SIGWINCH)
     else:
         old.signal_workers(signal.SIGQUIT)
+    nudge = Nudge()
     with trio.move_on_after(WINCH_LIMIT):
         # A worker's new title has no event.
-        while not winch_consumed(old, run.winch_workers):  # noqa: ASYNC110
+        while accepts(old):
+            nudge.when_due(old)
             await trio.sleep(POLL)
         _expect_workers(candidate)
         return
@@ -43,10 +48,30 @@ async def shift(world: World) -> None:
     )
 
 
-def winch_consumed(old: Generation, had: frozenset[int]) -> bool:
-    """Every worker that the old master had when WINCH was sent is leaving or gone."""
-    brood = old.look()
-    return not had & (brood.accepting | brood.starting)
+class Nudge:
+    """Wakes a master that has been told something and does not act on it.
+
+    A turn of nginx's loop may end before it has acted on all that it was told (after HUP it goes
+    back to sleep with a WINCH, or workers to be started, left over), and then only the next signal
+    makes it go on (ngx_process_cycle.c, ngx_master_process_cycle). SIGIO is that signal: it wakes
+    a master and means nothing to it.
+    """
+
+    def __init__(self) -> None:
+        self._last = trio.current_time()
+
+    def when_due(self, generation: Generation) -> None:
+        """Wake the master where the last time is long enough ago."""
+        now = trio.current_time()
+        if now - self._last >= NUDGE_EVERY:
+            self._last = now
+            generation.master.send(signal.SIGIO)
+
+
+def accepts(generation: Generation) -> bool:
+    """A worker accepts, or is about to: one that somebody else's HUP has just made counts too."""
+    brood = generation.look()
+    return bool(brood.accepting | brood.starting)
 
 
 def _expect_workers(candidate: Generation) -> None:
