@@ -10,8 +10,9 @@ byte. A server may close an idle connection at the very moment in which the clie
 is counted apart (`reused_idle_closed`), only where not one byte of an answer came, and the request
 is made again at once on a new connection, whose failure is a real one.
 
-The process is told what to do by lines on its stdin and answers by lines of JSON on its stdout. It
-ends by itself when its plan's time is over or its stdin closes, so it cannot outlive its parent.
+The process is told what to do (`report`, `lap`, `stop`) by lines on its stdin and answers by lines
+of JSON on its stdout. It ends by itself when its plan's time is over or its stdin closes, so it
+cannot outlive its parent.
 """
 
 from __future__ import annotations
@@ -155,6 +156,11 @@ class Load:
         self._tell("report")
         return _report(self._answer())
 
+    def lap(self) -> Report:
+        """What was counted since the last lap; the next report begins at zero."""
+        self._tell("lap")
+        return _report(self._answer())
+
     def stop(self) -> Report:
         """Let what is under way finish (slow downloads too), make no new request, and report."""
         self._tell("stop")
@@ -202,8 +208,8 @@ def main(arguments: list[str], *, orders: TextIO, answers: TextIO) -> int:
     stopping = threading.Event()
     clients = run_clients(plan, tally, stopping)
 
-    def answer() -> None:
-        answers.write(json.dumps(tally.snapshot()) + "\n")
+    def answer(*, clear: bool = False) -> None:
+        answers.write(json.dumps(tally.snapshot(clear=clear)) + "\n")
         answers.flush()
 
     tally.wait_first(len(clients), limit=ANSWER_LIMIT / 2)
@@ -213,7 +219,7 @@ def main(arguments: list[str], *, orders: TextIO, answers: TextIO) -> int:
             stopping.set()
             for client in clients:
                 client.join()
-        answer()
+        answer(clear=line.strip() == "lap")
     return 0
 
 

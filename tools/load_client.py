@@ -77,6 +77,10 @@ class Tally:
 
     def __init__(self) -> None:
         self._lock = threading.Condition()
+        self._begun: set[int] = set()
+        self._forget()
+
+    def _forget(self) -> None:
         self._ok: Counter[str] = Counter()
         self._failed: dict[str, Counter[str]] = defaultdict(Counter)
         self._idle_closed: Counter[str] = Counter()
@@ -84,7 +88,6 @@ class Tally:
         self._buckets: dict[int, Counter[str]] = defaultdict(Counter)
         self._served: dict[str, Counter[str]] = defaultdict(Counter)
         self._samples: list[str] = []
-        self._begun: set[int] = set()
 
     def answered(self, head: Head) -> None:
         """The head of an answer came: this version serves now."""
@@ -127,27 +130,32 @@ class Tally:
         with self._lock:
             self._lock.wait_for(lambda: len(self._begun) >= clients, timeout=limit)
 
-    def snapshot(self) -> dict[str, object]:
-        """All counts as JSON."""
+    def snapshot(self, *, clear: bool = False) -> dict[str, object]:
+        """All counts as JSON; `clear` makes the next ones begin at zero."""
         with self._lock:
-            kinds = {
-                kind: {
-                    "requests": self._ok[kind] + sum(self._failed[kind].values()),
-                    "ok": self._ok[kind],
-                    "failed": dict(self._failed[kind]),
-                    "reused_idle_closed": self._idle_closed[kind],
-                    "max_latency": self._latency[kind],
-                }
-                for kind in sorted({*self._ok, *self._failed, *self._idle_closed})
+            try:
+                return self._counts()
+            finally:
+                if clear:
+                    self._forget()
+
+    def _counts(self) -> dict[str, object]:
+        kinds = {
+            kind: {
+                "requests": self._ok[kind] + sum(self._failed[kind].values()),
+                "ok": self._ok[kind],
+                "failed": dict(self._failed[kind]),
+                "reused_idle_closed": self._idle_closed[kind],
+                "max_latency": self._latency[kind],
             }
-            return {
-                "kinds": kinds,
-                "timeline": [
-                    (at * BUCKET, dict(seen)) for at, seen in sorted(self._buckets.items())
-                ],
-                "served": {version: dict(pids) for version, pids in self._served.items()},
-                "samples": list(self._samples),
-            }
+            for kind in sorted({*self._ok, *self._failed, *self._idle_closed})
+        }
+        return {
+            "kinds": kinds,
+            "timeline": [(at * BUCKET, dict(seen)) for at, seen in sorted(self._buckets.items())],
+            "served": {version: dict(pids) for version, pids in self._served.items()},
+            "samples": list(self._samples),
+        }
 
 
 class Connection:

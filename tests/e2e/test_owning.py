@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -258,15 +259,15 @@ def test_reopen_reaches_every_generation(oldest: Build, newest: Build) -> None:
         one.error_log.rename(one.folder / "error.log.1")
         assert nginx.ctl("reopen").code == 0
         for master in nginx.masters():
-            log = str(one.error_log)
-            until("the new log open", lambda master=master, log=log: log in open_files(master.pid))
+            until_open(one.error_log, master.pid)
         assert nginx.ctl("rollback").code == 0
         assert nginx.end(upgrade).code == 4
 
 
-def open_files(pid: int) -> set[str]:
-    folder = f"/proc/{pid}/fd"
-    return {os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)}
+def until_open(path: Path, pid: int) -> None:
+    """Return when the process has the file open under this name."""
+    folder = Path(f"/proc/{pid}/fd")
+    until(f"{path} open", lambda: path in [each.readlink() for each in folder.iterdir()])
 
 
 # --- a supervisor that dies ------------------------------------------------------------------

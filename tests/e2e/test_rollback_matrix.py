@@ -12,8 +12,9 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,10 @@ class Fault:
     knobs: Mapping[str, int | str] = field(default_factory=dict)
     act: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+
+    def candidate_of(self, build: Build) -> Path:
+        """The binary that goes wrong."""
+        return candidate(build, self.kind, into=None, **self.knobs)
 
     def __str__(self) -> str:
         return f"{self.phase}-{self.fault.replace(' ', '_')}"
@@ -158,9 +163,7 @@ def test_rollback(oldest: Build, newest: Build, row: Fault) -> None:
     with site.make(oldest) as one, supervised.running(one, settings) as nginx:
         include = one.include.read_text() if one.include.exists() else None
         with ACTS[row.act](nginx, row) if row.act else nothing():
-            asked = nginx.begin(
-                "upgrade", candidate(newest, row.kind, **row.knobs), *PHASE_ARGUMENTS[row.phase]
-            )
+            asked = nginx.begin("upgrade", row.candidate_of(newest), *PHASE_ARGUMENTS[row.phase])
         answer = nginx.end(asked)
         assert_verdict(answer, row)
         checks.assert_settled(nginx, oldest, sha256(oldest.path))
@@ -181,7 +184,7 @@ def assert_verdict(answer: Answer, row: Fault) -> None:
 # --- once nginxctl was started
 
 
-Act = Callable[[Supervised, Fault], "contextmanager[None]"]
+Act = Callable[[Supervised, Fault], AbstractContextManager[None]]
 
 
 @contextmanager
@@ -296,7 +299,7 @@ def reload_before_usr2(nginx: Supervised, row: Fault) -> Iterator[None]:
         os.kill(nginx.pid, signal.SIGCONT)
 
 
-ACTS = {
+ACTS: Mapping[str, Act] = {
     act.__name__: act
     for act in (
         kill_candidate,

@@ -37,7 +37,8 @@ http {{
     sendfile on;
     {http}
     server {{
-        listen 127.0.0.1:{port}{listen_options};
+        # A small buffer, so that a slow client's download stays with its worker, not in the kernel.
+        listen 127.0.0.1:{port} sndbuf=64k{listen_options};
         {listen_unix}
         include {folder}/run/probe*.conf;
         server_name site.test;
