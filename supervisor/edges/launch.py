@@ -12,6 +12,7 @@ leaves by itself: leaving before nginx has asked for its parent's pid makes USR2
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -20,11 +21,26 @@ from types import TracebackType
 import trio
 
 from supervisor.core.errors import OperationFailed
+from supervisor.edges import procfs
 from supervisor.edges.capture import Capture
 from supervisor.edges.linux import ExitStatus
 from supervisor.edges.process import Process
 
 _INTERMEDIATE = 'unset PWD OLDPWD; "$@" >&2 & echo $!; exec >/dev/null; wait $!'
+
+
+def find_leftovers(binary: str) -> list[tuple[int, int | None]]:
+    """Intermediates of a supervisor that died in mid launch: their pids, and nginx's if it lives.
+
+    nginx ignores USR2 as long as its intermediate lives; whoever adopts it ends that first.
+    """
+    wanted = b" ".join((b"/bin/sh -c", _INTERMEDIATE.encode(), b"sh", binary.encode()))
+    found: list[tuple[int, int | None]] = []
+    for name in os.listdir("/proc"):
+        if name.isdigit() and procfs.title(int(name)).startswith(wanted):
+            born = procfs.children(int(name))
+            found.append((int(name), born[0] if born else None))
+    return found
 
 
 class Launch:

@@ -19,10 +19,14 @@ from supervisor.edges import pidfile, procfs
 from supervisor.edges.capture import Capture
 from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.journal import History
+from supervisor.edges.launch import find_leftovers
 from supervisor.edges.process import Process
 from supervisor.edges.runtime_state import KnownMaster, RuntimeState
 from supervisor.operations.facts import Facts, read_facts, settings_argv
-from supervisor.operations.world import UpgradeRun, World
+from supervisor.operations.world import POLL, UpgradeRun, World
+
+LEFTOVER_LIMIT = 5.0
+"""Seconds that an nginx which a dead supervisor was starting gets to set its handlers."""
 
 _AFTER_USR2 = (
     Phase.SPAWNING, Phase.CANARY, Phase.SHIFTING, Phase.SOAKING, Phase.HELD, Phase.COMMITTING,
@@ -43,6 +47,7 @@ async def recover(world: World, runtime: RuntimeState, history: History) -> Succ
     if record is not None and _decided(history, str(record.get("upgrade_id"))):
         await trio.to_thread.run_sync(world.journal.close_upgrade)
         record = None
+    await _end_leftover_launches(world)
     facts = await _facts(world)
     pid_path = None if facts is None else facts.pid_path
     if pid_path is not None:
@@ -60,6 +65,25 @@ async def recover(world: World, runtime: RuntimeState, history: History) -> Succ
             await _nothing_left(world)
         return None
     return await _adopted(world, record)
+
+
+async def _end_leftover_launches(world: World) -> None:
+    """A predecessor died while it started nginx: let that nginx set its handlers, then adopt it.
+
+    Ending the intermediate before would make nginx ignore USR2 for ever.
+    """
+    for intermediate, master in find_leftovers(world.settings.nginx.binary):
+        if master is not None:
+            with trio.move_on_after(LEFTOVER_LIMIT):
+                # A signal mask has no event.
+                while not procfs.catches(master, signal.SIGUSR2):  # noqa: ASYNC110
+                    await trio.sleep(POLL)
+        process = Process.open(intermediate)
+        if process is not None:
+            world.log.warning("launch.leftover_ended", pid=intermediate, master=master)
+            process.send(signal.SIGKILL)
+            await process.wait_exited()
+            process.close()
 
 
 def _decided(history: History, upgrade_id: str) -> bool:
@@ -168,9 +192,15 @@ async def _nothing_left(world: World) -> None:
 async def _adopted(world: World, record: Mapping[str, object] | None) -> Succeeded:
     active, candidate = world.active, world.candidate
     if active is None:
-        # Only the candidate lives: it is what serves, and the old version is started beside it
-        # by the rollback, or it stays where no upgrade is on record.
         assert candidate is not None
+        if record is not None and world.run is not None:
+            # Only the candidate lives, and nobody has judged it: the rollback starts the old
+            # version on its sockets.
+            left = InterruptedUpgrade(
+                upgrade_id=world.run.id, candidate=candidate.id,
+                detail="the supervisor and the old master died during the upgrade",
+            )  # fmt: skip
+            return Succeeded(generation=None, interrupted=left)
         candidate.role = Role.ACTIVE
         active, candidate = candidate, None
     world.last_program = active.program

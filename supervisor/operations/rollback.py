@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -77,7 +77,8 @@ async def roll_back(world: World, limits: Limits) -> RolledBack:
     progress = _Progress(began=trio.current_time())
     old, candidate = world.active, world.candidate
     if old is None:
-        raise OperationFailed("no_generation", "cannot roll back: no old generation is known")
+        old = await _start_previous(world, run, candidate)
+        progress.relaunched = True
     while True:
         _let_run(world, old)
         view = _look(world, run, old, candidate, progress)
@@ -105,7 +106,9 @@ async def roll_back(world: World, limits: Limits) -> RolledBack:
         world.log.info("rollback.step", step=step.value, upgrade_id=run.id)
         if step is Step.RELAUNCH_OLD:
             await put_previous_back(world, run)
-            old = await relaunch(world, old, candidate)
+            old.role = Role.RETIRING
+            sources = [old] if candidate is None else [candidate, old]
+            old = await relaunch(world, old.program, sources)
             progress.relaunched = True
             continue
         if step is Step.RELOAD_OLD or (step is Step.HUP_OLD and not view.candidate_alive):
@@ -118,6 +121,21 @@ async def roll_back(world: World, limits: Limits) -> RolledBack:
         retiring=frozenset(one.id for one in world.generations if one.role is Role.RETIRING),
         note=note,
     )
+
+
+async def _start_previous(
+    world: World, run: UpgradeRun, candidate: Generation | None
+) -> Generation:
+    """The old generation died with its supervisor: start its version on the candidate's sockets."""
+    if run.previous is None or candidate is None:
+        raise OperationFailed("no_generation", "cannot roll back: no old generation is known")
+    previous = await trio.to_thread.run_sync(world.store.get, run.previous)
+    await put_previous_back(world, run)
+    program = replace(
+        candidate.program, version=previous.version or "", sha256=previous.sha256,
+        stored=previous.id,
+    )  # fmt: skip
+    return await relaunch(world, program, [candidate])
 
 
 async def _find_late_candidate(world: World, run: UpgradeRun) -> None:

@@ -180,18 +180,15 @@ async def _mark_good(world: World, version_id: str) -> None:
         world.log.warning("store.not_written", reason=exc.reason, detail=exc.detail)
 
 
-async def relaunch(world: World, old: Generation, candidate: Generation | None) -> Generation:
-    """A fresh start of the old version while something else may serve; for a rollback.
+async def relaunch(world: World, program: Program, sources: Sequence[Generation]) -> Generation:
+    """A fresh start of the old `program` while something else may serve; for a rollback.
 
-    It inherits the listening sockets of the candidate, or of whoever lives, so that no connection
-    is refused. The old version's files must be on disk already.
+    It inherits the listening sockets of the first of `sources` that has any, so that no
+    connection is refused. The program's files must be on disk already.
     """
-    old.role = Role.RETIRING
-    sources = [old] if candidate is None else [candidate, old]
     listeners = _listeners_of(sources)
-    env = environment(world, old.program.environment)
     try:
-        return await launch(world, old.program, env, listeners)
+        return await launch(world, program, environment(world, program.environment), listeners)
     finally:
         for fd in listeners:
             os.close(fd)
