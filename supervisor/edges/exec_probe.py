@@ -56,14 +56,12 @@ async def check_exec(
             return progress.finding(Outcome.FAIL, str(exc))
         assert process is not None
         progress.began = trio.current_time()
-        progress.doing = "the command runs"
         output = bytearray()
         try:
             await _wait(process, output)
-        except trio.Cancelled:
-            progress.doing = _with_output("the command still ran", output)
-            raise
         finally:
+            # Where time ran out, this is what is told.
+            progress.doing = _with_output("the command still ran", output)
             await _end(process)
         return _judge(progress, process.returncode, output)
 

@@ -104,7 +104,10 @@ async def _receive(
     while True:
         event = connection.next_event()
         if event is h11.NEED_DATA:
-            connection.receive_data(await stream.receive_some(65536))
+            data = await stream.receive_some(65536)
+            if not data and response is None and not connection.trailing_data[0]:
+                raise _BadAnswerError("the connection was closed without an answer")
+            connection.receive_data(data)
         elif isinstance(event, h11.Response):
             response = event
             progress.doing = f"reading the body of an answer with status {event.status_code}"
@@ -115,8 +118,6 @@ async def _receive(
         elif isinstance(event, h11.EndOfMessage):
             assert response is not None
             return _Answer(response.status_code, tuple(response.headers), bytes(body))
-        elif isinstance(event, h11.ConnectionClosed):
-            raise _BadAnswerError("the connection was closed without an answer")
 
 
 def _judge(answer: _Answer, probe: HttpProbe, took: float) -> tuple[Outcome, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -67,14 +68,16 @@ async def connect(address: Address) -> trio.SocketStream:
 
 
 def cause_of(exc: BaseException) -> str:
-    """The innermost cause: trio wraps what each address of a name said."""
+    """The innermost cause in the kernel's or the resolver's words: trio wraps them."""
     while True:
         if isinstance(exc, BaseExceptionGroup):
             exc = exc.exceptions[0]
         elif isinstance(exc.__cause__, OSError | BaseExceptionGroup):
             exc = exc.__cause__
+        elif isinstance(exc, OSError) and not isinstance(exc, trio.socket.gaierror) and exc.errno:
+            return os.strerror(exc.errno)
         else:
-            return getattr(exc, "strerror", None) or str(exc) or type(exc).__name__
+            return getattr(exc, "strerror", None) or str(exc)
 
 
 async def trace(stream: trio.SocketStream, owner: Owner | None, *, patient: bool) -> int | None:
