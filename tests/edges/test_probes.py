@@ -596,6 +596,7 @@ async def test_failures_over_a_private_listener_are_the_candidates() -> None:
 @pytest.mark.parametrize(
     ("owner", "expected"),
     [(SELF, (Outcome.PASS, 2, SELF)), (None, (Outcome.INCONCLUSIVE, None, None))],
+    ids=["traced", "not traced"],
 )
 async def test_on_a_public_address_only_a_traced_answer_counts(
     owner: int | None, expected: tuple[Outcome, int | None, int | None]
