@@ -58,6 +58,7 @@ class Supervised:
     def __init__(self, site: Site, cradle: Cradle, settings: Settings, ears: Ears) -> None:
         self.site, self.cradle = site, cradle
         self.settings = settings
+        self.environment: dict[str, str] = {}  # more of it, for the supervisor
         self.pid = 0
         self._ears = ears
 
@@ -79,7 +80,7 @@ class Supervised:
         """Start a supervisor and return its pid; it is not ready yet."""
         write(self.toml, self.settings)
         self._ears.forget()
-        env = {**os.environ, "NOTIFY_SOCKET": str(self._ears.path)}
+        env = {**os.environ, "NOTIFY_SOCKET": str(self._ears.path), **self.environment}
         command: list[str | Path] = [COMMANDS / "nginx-supervisor", "run", "--config", self.toml]
         self.pid = self.cradle.run(command, env=env, output=self.log_path)
         return self.pid
