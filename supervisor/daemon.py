@@ -22,10 +22,10 @@ from supervisor.core.commands import Reopen
 from supervisor.core.errors import ConfigError, SupervisorError
 from supervisor.core.events import TerminateRequested
 from supervisor.core.model import State
-from supervisor.core.settings import Settings
-from supervisor.edges import linux
+from supervisor.core.settings import ControlSettings, Settings
+from supervisor.edges import linux, procfs
 from supervisor.edges.config_file import load_settings
-from supervisor.edges.control import ControlSettings, serve_control
+from supervisor.edges.control import serve_control
 from supervisor.edges.files import private_folder
 from supervisor.edges.generation import Generation
 from supervisor.edges.journal import History, Journal
@@ -115,9 +115,8 @@ async def run(config: Path, settings: Settings, tap: LogTap) -> int:
         async with trio.open_nursery() as nursery:
             parts = build(config, settings, tap, log, locks, nursery)
             await nursery.start(serve_signals, config, parts)
-            control = ControlSettings(socket=settings.control.socket, mode=settings.control.mode)
             uids = frozenset({0, os.getuid()})
-            await nursery.start(_serve_control, control, parts, uids)
+            await nursery.start(_serve_control, settings.control, parts, uids)
             await nursery.start(parts.prober.run)
             log.info("supervisor.started", pid=os.getpid(), version=version(), config=str(config))
             code = await parts.engine.run(Run(operation=Operation.RECOVER))
@@ -216,11 +215,8 @@ def worker_identity(world: World) -> tuple[int, int] | None:
     if active is None:
         return None
     for pid in active.brood().accepting:
-        try:
-            found = os.stat(f"/proc/{pid}")
-        except OSError:
-            continue
-        return found.st_uid, found.st_gid
+        if (identity := procfs.identity(pid)) is not None:
+            return identity
     return None
 
 

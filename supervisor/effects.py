@@ -103,7 +103,7 @@ class NginxEffects:
 
     async def _roll_back(self) -> Succeeded:
         settings = self._world.settings.upgrade
-        limits = Limits(drain=settings.drain_timeout)
+        limits = Limits(drain=settings.rollback_quit_timeout, term=settings.rollback_term_timeout)
         ended = await rollback.roll_back(self._world, limits)
         return Succeeded(generation=ended.relaunched, retiring=ended.retiring, note=ended.note)
 

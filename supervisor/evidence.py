@@ -16,6 +16,7 @@ from supervisor.core.actions import Watch
 from supervisor.core.events import CandidateHealthy, Event, Triggered
 from supervisor.core.observation import Observation
 from supervisor.core.policy import Criterion, Health, HealthState, Judge
+from supervisor.core.probe_settings import can_ask_candidate
 from supervisor.edges.generation import Generation
 from supervisor.edges.linux import UNKNOWN_EXIT
 from supervisor.edges.probe_listener import Sharing
@@ -120,15 +121,15 @@ class Evidence:
                 "reloaded by someone else while the upgrade began; try again"
             )
             self._post(Triggered(reason="probe_listener_shared", detail=detail))
-        if port is None or sharing is Sharing.ABSENT:
+        if port is None:
             # Nobody can tell whose answer an answer on the public address would be: the canary
             # is not observed, and the probes count from the shift on.
             self._prober.pause()
             self._world.log.warning("canary.not_observed", generation=f"g{candidate.id}")
-            self._judge = self._judge_of(candidate, probing=False)
+            self._judge = self._judge_of(candidate, Watch.CANARY, probing=False)
             self._conclude()
             return
-        self._judge = self._judge_of(candidate, probing=True)
+        self._judge = self._judge_of(candidate, Watch.CANARY, probing=True)
         self._prober.aim(
             Aim(
                 generation=candidate.id,
@@ -147,12 +148,16 @@ class Evidence:
             port, candidate.master.pid, None if old is None else old.master.pid
         )
 
-    def _judge_of(self, candidate: Generation, *, probing: bool) -> Judge:
-        """A judge with new rows; the workers that accept now are its first count."""
+    def _judge_of(self, candidate: Generation, window: Watch, *, probing: bool) -> Judge:
+        """A judge with new rows; the workers that accept now are its first count.
+
+        A command that cannot be told where the candidate listens would ask the old generation as
+        well in the canary: there it does not count.
+        """
         criteria = [
             Criterion(name=name, rise=one.rise, fall=one.fall, up_before=name in self._up_before)
             for name, one in self._probes.items()
-            if probing
+            if probing and (window is Watch.SOAK or can_ask_candidate(one))
         ]
         judge = Judge(
             candidate=candidate.id, criteria=criteria, expected_workers=candidate.program.workers
@@ -164,7 +169,7 @@ class Evidence:
         candidate = self._world.candidate
         if candidate is None:
             return
-        self._judge = self._judge_of(candidate, probing=True)
+        self._judge = self._judge_of(candidate, Watch.SOAK, probing=True)
         self._prober.aim(Aim(generation=candidate.id, workers=lambda: candidate.brood().workers))
 
     # --- seeing -----------------------------------------------------------------------------

@@ -10,13 +10,13 @@ import select
 import socket
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 import trio
 
 from supervisor import wire
+from supervisor.core.settings import ControlSettings
 from supervisor.edges.control_connection import (
     CallError,
     Connection,
@@ -40,14 +40,6 @@ __all__ = ["ControlBackend", "ControlService", "ControlSettings", "Limits", "Pee
 
 _log = structlog.get_logger()
 _FOLDER = Path(__file__).resolve().parent.parent
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ControlSettings:
-    """Where the socket is, and its file's mode."""
-
-    socket: str = wire.DEFAULT_SOCKET
-    mode: int = 0o600
 
 
 class ControlService:

@@ -106,6 +106,21 @@ def executable(pid: int) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def identity(pid: int) -> tuple[int, int] | None:
+    """Effective user and group of `pid`; None when it is gone.
+
+    Not from the owner of /proc/PID, which is root's for a process that may not be dumped.
+    """
+    status = _read(f"/proc/{pid}/status")
+    numbers = []
+    for field in (b"\nUid:", b"\nGid:"):
+        at = status.find(field)
+        if at < 0:
+            return None
+        numbers.append(int(status[at + len(field) :].split(maxsplit=2)[1]))
+    return numbers[0], numbers[1]
+
+
 def boot_id() -> str:
     """This boot's identity; start times mean nothing across boots."""
     return _read("/proc/sys/kernel/random/boot_id").decode().strip()

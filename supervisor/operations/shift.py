@@ -34,7 +34,8 @@ async def shift(world: World) -> None:
     else:
         old.signal_workers(signal.SIGQUIT)
     nudge = Nudge()
-    with trio.move_on_after(WINCH_LIMIT):
+    limit = world.settings.upgrade.shift_timeout
+    with trio.move_on_after(limit):
         # A worker's new title has no event.
         while accepts(old):
             nudge.when_due(old)
@@ -43,8 +44,7 @@ async def shift(world: World) -> None:
         return
     raise OperationFailed(
         "winch_ignored",
-        f"the old workers did not begin to leave within {WINCH_LIMIT:g} s of WINCH to "
-        f"{old.master.pid}",
+        f"the old workers did not begin to leave within {limit:g} s of WINCH to {old.master.pid}",
     )
 
 
