@@ -47,6 +47,9 @@ from supervisor.watch import watch
 
 EXIT_CONFIG = 2
 
+LAST_WORDS = 1.0
+"""Seconds that clients get to read their last reply before the supervisor ends."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`nginx-supervisor`: exits 0 after SIGTERM or SIGINT, 1 on a failed first start, 2 on bad
@@ -121,6 +124,7 @@ async def run(config: Path, settings: Settings, tap: LogTap) -> int:
             log.info("supervisor.started", pid=os.getpid(), version=version(), config=str(config))
             code = await parts.engine.run(Run(operation=Operation.RECOVER))
             parts.notifier.stopping()
+            await parts.engine.wait_told(LAST_WORDS)
             log.info("supervisor.exiting", code=code)
             nursery.cancel_scope.cancel()
     finally:

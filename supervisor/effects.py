@@ -156,7 +156,11 @@ class NginxEffects:
     def begin(self, state: State) -> None:
         """Open the record of an upgrade."""
         assert state.upgrade is not None
-        self._world.run = UpgradeRun(id=state.upgrade.id)
+        active = self._world.active
+        self._world.run = UpgradeRun(
+            id=state.upgrade.id,
+            from_version=None if active is None else active.program.version,
+        )
 
     async def record(self, before: State, after: State) -> None:
         """The transition, and what was known when it happened, on disk."""
@@ -215,6 +219,7 @@ class NginxEffects:
         if of_running and run is not None:
             told["upgrade_id"] = run.id
             told["judged"] = run.judged
+            told["from_version"] = run.from_version or told["from_version"]
             told["to_version"] = run.to_version
         told |= given
         if told["reason"] == "canary_inconclusive" and self._evidence.lacking:

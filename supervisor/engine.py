@@ -134,6 +134,8 @@ class Engine:
         self._for_verdict: list[int] = []
         self._for_settlement: list[int] = []
         self._next_request = 1
+        self._listening = 0  # callers that have not left `submit`
+        self._all_told = trio.Event()
         self._phase_since = clock()
         self._nursery: trio.Nursery | None = None
         self._over = False
@@ -164,8 +166,20 @@ class Engine:
         else:
             self._waiters[number] = _Waiter(send, command, self._clock(), upgrade_id)
             self.post(events.Requested(request=number, command=command, upgrade_id=upgrade_id))
-        async with receive:
-            yield receive
+        self._listening += 1
+        try:
+            async with receive:
+                yield receive
+        finally:
+            self._listening -= 1
+            self._all_told.set()
+
+    async def wait_told(self, seconds: float) -> None:
+        """Return when every caller has taken its last reply; at most after `seconds`."""
+        with trio.move_on_after(seconds):
+            while self._listening:
+                self._all_told = trio.Event()
+                await self._all_told.wait()
 
     # --- the loop ---------------------------------------------------------------------------
 

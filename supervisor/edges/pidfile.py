@@ -157,6 +157,16 @@ def remove_stale(path: Path, *, disk: Disk = REAL_DISK) -> bool:
     return True
 
 
+def remove_empty(path: Path, *, disk: Disk = REAL_DISK) -> None:
+    """Removes an empty pid file, which nginx's `-t` and `-T` make where there was none.
+
+    It would break `nginx -s` and mislead whoever looks for the master. (ngx_cycle.c)
+    """
+    if read_claim(path).problem is PidProblem.EMPTY:
+        with storing("remove the empty pid file", path, forbidden="pid_file_not_writable"):
+            disk.unlink(path)
+
+
 def _target(path: Path) -> str:
     try:
         return str(path.readlink()) if stat.S_ISLNK(path.lstat().st_mode) else "?"

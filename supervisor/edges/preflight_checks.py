@@ -154,6 +154,9 @@ async def configuration_is_accepted(draft: Draft) -> None:
         running=draft.running,
     )
     draft.config = effective(config, parse_globals(draft.installation.globals or ""))
+    build = draft.ready_build
+    pid_path = under_prefix(draft.config.pid or build.pid_path, build.prefix)
+    draft.undo.append(partial(pidfile.remove_empty, Path(pid_path)))
 
 
 async def master_process_is_on(draft: Draft) -> None:

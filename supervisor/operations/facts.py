@@ -6,11 +6,14 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import trio
+
 from supervisor.core.nginx_config import NginxConfig, effective, parse_globals, under_prefix
 from supervisor.core.nginx_version import NginxBuild
 from supervisor.core.settings import nginx_argv
 from supervisor.edges.generation import Program
 from supervisor.edges.nginx_binary import dump_config, upgrade_environment, version_of
+from supervisor.edges.pidfile import remove_empty
 from supervisor.operations.world import World, files_signature
 
 
@@ -53,14 +56,21 @@ def settings_argv(world: World) -> tuple[str, ...]:
     return nginx_argv(world.settings.nginx)
 
 
-async def read_facts(world: World, binary: str, argv: tuple[str, ...]) -> Facts:
-    """Run -V and -T. Raises Refusal `config_rejected` and what else the binary edge raises."""
+async def read_facts(
+    world: World, binary: str, argv: tuple[str, ...], directives: tuple[str, ...] = ()
+) -> Facts:
+    """Run -V and -T, with the environment of these `env` directives.
+
+    -T tests as -t does: raises Refusal `config_rejected` and what else the binary edge raises.
+    """
     settings = world.settings.nginx
-    bare = environment(world)
+    bare = environment(world, directives)
     build = (await version_of(Path(binary), bare)).at_prefix(settings.prefix)
     config, _ = await dump_config(Path(binary), argv, bare)
     config = effective(config, parse_globals(settings.globals or ""))
-    return facts_of(world, build, config)
+    facts = facts_of(world, build, config)
+    await trio.to_thread.run_sync(remove_empty, Path(facts.pid_path))
+    return facts
 
 
 def facts_of(world: World, build: NginxBuild, config: NginxConfig) -> Facts:

@@ -8,8 +8,7 @@ from pathlib import Path
 import trio
 
 from supervisor.core.errors import OperationFailed, Refusal
-from supervisor.edges.nginx_binary import test_config
-from supervisor.operations.facts import environment, settings_argv
+from supervisor.operations.facts import read_facts, settings_argv
 from supervisor.operations.world import UpgradeRun, World
 
 
@@ -45,12 +44,14 @@ async def put_back(world: World, version_id: str) -> str:
             "store.restored", version_id=version_id, files=[str(path) for path in replaced]
         )
     directives = () if world.last_program is None else world.last_program.environment
-    tested = await test_config(binary, settings_argv(world), environment(world, directives))
-    if tested.ok:
+    try:
+        await read_facts(world, str(binary), settings_argv(world), directives)
+    except Refusal as exc:
+        objection = exc.detail
+    else:
         return ""
     # What serves has its configuration in memory; it is the next cold start that would fail.
-    world.log.error("store.restored_rejects_configuration", path=str(binary), detail=tested.output)
+    world.log.error("store.restored_rejects_configuration", path=str(binary), detail=objection)
     return (
-        f"the restored {binary} rejects the configuration on disk and would not start: "
-        f"{tested.output[-512:]}"
+        f"the restored {binary} rejects the configuration on disk and would not start: {objection}"
     )
