@@ -63,7 +63,7 @@ class NginxEffects:
             case Operation.START:
                 return await self._start(rescue=False)
             case Operation.RESCUE:
-                return await self._start(rescue=True)
+                return await self._rescue()
             case Operation.PREFLIGHT:
                 assert run.command is not None
                 if self._world.run is not None and isinstance(run.command, commands.Rollback):
@@ -99,6 +99,31 @@ class NginxEffects:
         self._cold = False
         self.starts += 1
         await self._remember_masters()
+        return done
+
+    async def _rescue(self) -> Succeeded:
+        """The version before the one that died just after its commit; on record by itself."""
+        world = self._world
+        before = None if world.last_program is None else world.last_program.version
+        incident: dict[str, object] = {
+            "event": "verdict", "operation": "incident", "time": _now(),
+            "upgrade_id": f"{datetime.now(UTC):%Y%m%dT%H%M%S}-rescue",
+            "reason": "candidate_exited_in_drain", "from_version": before, "to_version": None,
+            "judged": False,
+        }  # fmt: skip
+        try:
+            done = await self._start(rescue=True)
+        except SupervisorError as exc:
+            incident |= {"verdict": Verdict.FAILED.value, "detail": exc.detail}
+            await self._keep(incident)
+            self.last_verdict = incident
+            raise
+        after = None if world.active is None else world.active.program.version
+        detail = f"nginx {before} died while the old generation drained; {after} was started"
+        incident |= {"to_version": after, "detail": detail}
+        incident["verdict"] = Verdict.ROLLED_BACK.value
+        await self._keep(incident)
+        self.last_verdict = incident
         return done
 
     async def _roll_back(self) -> Succeeded:
@@ -254,6 +279,7 @@ class NginxEffects:
             old.role = Role.RETIRING
         if candidate is not None:
             candidate.role = Role.ACTIVE
+            self._world.last_program = candidate.program
             self._world.pid_path = candidate.program.pid_path
 
     async def _close(self, run: UpgradeRun | None, verdict: str, reason: str) -> None:
