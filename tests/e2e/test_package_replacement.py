@@ -23,7 +23,7 @@ def install(one: Site, build: Build, binary: Path) -> None:
 
 def kill_everything(nginx: Supervised) -> None:
     """As a power failure does."""
-    os.kill(nginx.pid, signal.SIGKILL)
+    nginx.die()
     while living := nginx.cradle.living():
         for one in living:
             os.kill(one.pid, signal.SIGKILL)

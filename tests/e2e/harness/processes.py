@@ -69,7 +69,20 @@ def everything() -> dict[int, Seen]:
 
 
 def descendants(root: int) -> list[Seen]:
-    """All living descendants of `root` in the order of their start."""
+    """All living descendants of `root` in the order of their start.
+
+    /proc is not read in one instant: an orphan may be read with its old parent, and that parent
+    after its end. So it is read until two readings agree.
+    """
+    found = _family(root)
+    while True:
+        again = _family(root)
+        if set(again) == set(found):
+            return sorted(again.values(), key=lambda one: (one.started, one.pid))
+        found = again
+
+
+def _family(root: int) -> dict[int, Seen]:
     by_pid = everything()
     found: dict[int, Seen] = {}
     family = {root}
@@ -77,7 +90,7 @@ def descendants(root: int) -> list[Seen]:
     while True:
         more = {p: s for p, s in by_pid.items() if s.parent in family and p not in found}
         if not more:
-            return sorted(found.values(), key=lambda one: (one.started, one.pid))
+            return found
         found |= more
         family |= set(more)
 
