@@ -9,7 +9,7 @@ import trio
 
 from supervisor.core.errors import OperationFailed
 from supervisor.edges.generation import Generation, Role
-from supervisor.operations.pidfiles import remove_stale
+from supervisor.operations.pidfiles import remove_stale, settle_pid_file
 from supervisor.operations.restore import put_previous_back
 from supervisor.operations.world import World
 
@@ -129,3 +129,7 @@ async def drain(
     """Return when the retiring `generation` is gone; its QUIT may have been sent already."""
     await end(world, generation, deadlines, hasten)
     world.generations.drop(generation)
+    active = world.active
+    if active is not None and active.alive:
+        # A master that leaves deletes the pid file, also where it is another's by now.
+        await settle_pid_file(world, active)
