@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -14,6 +14,7 @@ import trio
 from supervisor.core.errors import OperationFailed, SupervisorError
 from supervisor.core.events import Succeeded
 from supervisor.core.nginx_listen import AddressKind
+from supervisor.edges import procfs
 from supervisor.edges.capture import Capture
 from supervisor.edges.generation import Generation, Program, Role, take_listeners
 from supervisor.edges.launch import Launch
@@ -24,6 +25,9 @@ from supervisor.operations.pidfiles import settle_pid_file
 from supervisor.operations.restore import put_back
 from supervisor.operations.spawn import wait_ready
 from supervisor.operations.world import World
+
+KILL_LIMIT = 5.0
+"""Seconds that the kernel is given to end what did not start."""
 
 
 async def start(world: World, *, rescue: bool, cold: bool) -> Succeeded:
@@ -211,11 +215,25 @@ def remove_stale_sockets(facts: Facts) -> None:
     """
     for listen in facts.config.listens:
         if listen.kind is AddressKind.UNIX and _is_stale(listen.host):
-            os.unlink(listen.host)
+            try:
+                os.unlink(listen.host)
+            except OSError as exc:
+                raise OperationFailed(
+                    "start_failed",
+                    f"cannot remove the stale socket {listen.host}, which keeps nginx from "
+                    f"starting: {exc.strerror}; remove it",
+                ) from exc
 
 
 def _is_stale(path: str) -> bool:
-    if not os.path.exists(path):
+    """A socket file whose socket is gone.
+
+    The type is looked at first: a connect to a regular file is refused just so (unix(7)).
+    """
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+    except OSError:
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.setblocking(False)
@@ -224,7 +242,7 @@ def _is_stale(path: str) -> bool:
         except ConnectionRefusedError:
             return True
         except OSError:
-            return False  # somebody listens and is busy, or it is no socket at all
+            return False  # somebody listens and is busy, or it is a datagram socket
     return False
 
 
@@ -236,8 +254,25 @@ async def launch(
     Raises OperationFailed `start_failed` or `start_timeout` with nginx's own words; a master that
     does not become ready is killed, with its workers. Cancelling does the same.
     """
-    limit = world.settings.restart.start_timeout
     output = Capture.create()
+    try:
+        generation = await _launch(world, program, env, listeners, output)
+    except BaseException:
+        output.close()
+        raise
+    world.join(generation)
+    world.last_program = program
+    return generation
+
+
+async def _launch(
+    world: World,
+    program: Program,
+    env: dict[str, str],
+    listeners: Sequence[int],
+    output: Capture,
+) -> Generation:
+    limit = world.settings.restart.start_timeout
     argv = (program.path, *settings_argv(world))
     async with await Launch.begin(
         argv, env, output=output, inherit_variable=world.settings.nginx.inherit_variable,
@@ -262,13 +297,12 @@ async def launch(
         finally:
             if not generation.ready:
                 with trio.CancelScope(shield=True):
-                    await _kill(generation)
-    world.join(generation)
-    world.last_program = replace(program)
+                    await _kill(world, generation)
     return generation
 
 
 async def _becomes_ready(launching: Launch, generation: Generation, limit: float) -> bool:
+    problem: OperationFailed | None = None
     async with trio.open_nursery() as nursery:
 
         async def fails() -> None:
@@ -277,8 +311,13 @@ async def _becomes_ready(launching: Launch, generation: Generation, limit: float
 
         nursery.start_soon(fails)
         with trio.move_on_after(limit):
-            await wait_ready(generation)
+            try:
+                await wait_ready(generation)
+            except OperationFailed as exc:
+                problem = exc  # raised below: out of a nursery it would come in a group
         nursery.cancel_scope.cancel()
+    if problem is not None:
+        raise problem
     return generation.ready
 
 
@@ -288,11 +327,17 @@ async def _start_failure(launching: Launch, output: Capture) -> OperationFailed:
     return OperationFailed("start_failed", f"nginx {status} while it started: {said}")
 
 
-async def _kill(generation: Generation) -> None:
-    """Nothing of a start that failed is left."""
+async def _kill(world: World, generation: Generation) -> None:
+    """Nothing of a start that failed is left, not even a worker that was forked meanwhile."""
+    seen = procfs.read_stat(generation.master.pid)
     generation.look()
     generation.master.send(signal.SIGKILL)
-    await generation.master.wait_exited()
-    generation.exit = await generation.master.exit_status()
-    generation.signal_workers(signal.SIGKILL)
+    with trio.move_on_after(KILL_LIMIT):
+        await generation.master.wait_exited()
+        generation.exit = await generation.master.exit_status()
+        if seen is not None:
+            world.sessions.add(seen.session)  # by which its orphans are found, and reaped later
+            generation.remember(world.find_strays(generation))
+        generation.signal_workers(signal.SIGKILL)
+        await generation.all_exited()
     generation.close()

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +118,15 @@ class Lab:
         (self.folder / "nginx.conf").write_text(
             CONFIGURATION.format(
                 folder=self.folder, port=self.port, workers=self.workers,
-                listens=self.listens,
+                listens=self.listens.format(folder=self.folder),
             )
         )  # fmt: skip
+
+    def shorten_start_timeout(self, seconds: float) -> None:
+        settings = self.world.settings
+        self.world.settings = replace(
+            settings, restart=replace(settings.restart, start_timeout=seconds)
+        )
 
     def break_configuration(self) -> None:
         (self.folder / "nginx.conf").write_text("this is no configuration;\n")
@@ -287,7 +293,8 @@ async def lab(build: Build, *, workers: int = 2, listens: str = "") -> AsyncIter
     ):
         folder = Path(name)
         folder.chmod(0o755)
-        (folder / "sbin").mkdir(mode=0o755)
+        for sub in ("sbin", "logs"):
+            (folder / sub).mkdir(mode=0o755)
         shutil.copy(build.path, folder / "sbin" / "nginx")
         try:
             async with trio.open_nursery() as nursery:
