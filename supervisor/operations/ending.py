@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -11,7 +13,14 @@ from supervisor.core.errors import OperationFailed
 from supervisor.edges.generation import Generation, Role
 from supervisor.operations.pidfiles import remove_stale, settle_pid_file
 from supervisor.operations.restore import put_previous_back
+from supervisor.operations.spawn import find_late_candidate
 from supervisor.operations.world import World
+
+REACT = 2.0
+"""Seconds within which a master that is well has done what it was told."""
+
+LOOK_AGAIN = 0.1
+"""Seconds between two looks at whether a master hangs, of which there is no event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,15 +51,12 @@ async def end(
             continue
         _tell(generation, means)
         with trio.move_on_after(limit):
-            if means is signal.SIGQUIT:
-                await _gone_or(generation, hasten)
-            else:
-                await generation.all_exited()
+            await _left(generation, means, hasten if means is signal.SIGQUIT else None)
         _pick_up_strays(world, generation)
         if _is_over(generation):
             return
-        if not generation.alive:
-            # A killed master leaves its workers behind: they get the same treatment now.
+        if means is signal.SIGKILL:
+            # A worker that the killed master forked in its last moment.
             generation.signal_workers(means)
             with trio.move_on_after(limit):
                 await generation.all_exited()
@@ -86,16 +92,40 @@ def _pick_up_strays(world: World, generation: Generation) -> None:
         generation.remember(world.find_strays(generation))
 
 
-async def _gone_or(generation: Generation, hasten: trio.Event) -> None:
+async def _left(generation: Generation, means: signal.Signals, hasten: trio.Event | None) -> None:
+    """Return when nothing is left that could end by itself: no process, or a master that hangs."""
     async with trio.open_nursery() as nursery:
 
-        async def hurry() -> None:
-            await hasten.wait()
+        async def first(wait: Callable[[], Awaitable[None]]) -> None:
+            await wait()
             nursery.cancel_scope.cancel()
 
-        nursery.start_soon(hurry)
-        await generation.all_exited()
-        nursery.cancel_scope.cancel()
+        nursery.start_soon(first, generation.all_exited)
+        nursery.start_soon(first, partial(_master_hangs, generation, means))
+        if hasten is not None:
+            nursery.start_soon(first, hasten.wait)
+
+
+async def _master_hangs(generation: Generation, means: signal.Signals) -> None:
+    """Return when the master has no workers left and does not leave, as nginx does at once.
+
+    One that does not pass `means` on, or is killed before, has its workers told directly, once:
+    they would go on accepting until the harsher means.
+    """
+    began, told, alone_since = trio.current_time(), False, None
+    while True:
+        await trio.sleep(LOOK_AGAIN)
+        brood, now = generation.look(), trio.current_time()
+        late = now - began >= REACT or not generation.alive
+        if brood.accepting and late and not told:
+            told = True
+            generation.signal_workers(means, brood.accepting)
+        if brood.all_but_masters or not generation.alive:
+            alone_since = None
+            continue
+        alone_since = alone_since or now
+        if generation.master.stopped or now - alone_since >= REACT:
+            return
 
 
 async def stop_all(world: World, deadlines: Deadlines, *, now: bool) -> None:
@@ -108,6 +138,8 @@ async def stop_all(world: World, deadlines: Deadlines, *, now: bool) -> None:
     hasten = trio.Event()
     if now:
         hasten.set()
+    if world.run is not None:
+        await find_late_candidate(world, world.run)
     order = {Role.CANDIDATE: 0, Role.ACTIVE: 1, Role.RETIRING: 2}
     # A draining generation has been told already; a stop does not wait for it longer than for
     # the rest, and it is last so that it has the most time.
@@ -119,6 +151,8 @@ async def stop_all(world: World, deadlines: Deadlines, *, now: bool) -> None:
             await remove_stale(path)
     if world.run is not None and not world.run.quit_sent:
         await put_previous_back(world, world.run)
+        # The test in it makes an empty one (ngx_cycle.c, ngx_create_pidfile).
+        await remove_stale(world.pid_path)
         if world.run.include_written:
             await trio.to_thread.run_sync(world.listener.restore, world.run.include_text)
 

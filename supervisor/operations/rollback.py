@@ -18,13 +18,6 @@ from supervisor.operations.shift import Nudge
 from supervisor.operations.start import relaunch
 from supervisor.operations.world import POLL, UpgradeRun, World
 
-FORK_LIMIT = 0.05
-"""Seconds after which a USR2 that was handled has led to a child, if it ever will."""
-
-USR2_LIMIT = 1.0
-"""Seconds within which a master that runs handles USR2; it may be in the middle of a reload."""
-
-
 RELOAD_SETTLE = 0.3
 """Seconds after which a HUP has had all of its effects, where it may have been a true reload.
 
@@ -73,14 +66,14 @@ async def roll_back(world: World, limits: Limits) -> RolledBack:
     """
     run = world.run
     assert run is not None
-    await _find_late_candidate(world, run)
+    await spawn.find_late_candidate(world, run)
     progress = _Progress(began=trio.current_time())
     old, candidate = world.active, world.candidate
     if old is None:
         old = await _start_previous(world, run, candidate)
         progress.relaunched = True
     while True:
-        _let_run(world, old)
+        spawn.let_run(world, old)
         view = _look(world, run, old, candidate, progress)
         step = next_step(view, limits)
         if step is Step.DONE:
@@ -136,32 +129,6 @@ async def _start_previous(
         stored=previous.id,
     )  # fmt: skip
     return await relaunch(world, program, [candidate])
-
-
-async def _find_late_candidate(world: World, run: UpgradeRun) -> None:
-    """USR2 may have been sent a moment ago: wait until its child has exec'd or there is none.
-
-    Overlooked, it would come up later and serve beside the old generation, supervised by nobody.
-    """
-    old = world.active
-    if not run.usr2_sent or world.candidate is not None or old is None or not old.alive:
-        return
-    _let_run(world, old)
-    with trio.move_on_after(USR2_LIMIT) as waiting:
-        handled = False
-        # Nobody but the parent is told of a fork: this can only be looked for.
-        while spawn.find_candidate(world, run, old, run.usr2_children) is None:
-            if not handled and not procfs.pending(old.master.pid, signal.SIGUSR2):
-                handled = True
-                waiting.deadline = trio.current_time() + FORK_LIMIT
-            await trio.sleep(POLL)
-
-
-def _let_run(world: World, old: Generation) -> None:
-    """A stopped master could neither start its workers nor handle what it was told."""
-    if old.alive and old.master.stopped:
-        world.log.warning("rollback.old_master_continued", pid=old.master.pid)
-        old.master.send(signal.SIGCONT)
 
 
 def _look(

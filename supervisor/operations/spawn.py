@@ -16,7 +16,13 @@ from supervisor.edges.process import Process
 from supervisor.operations.world import POLL, UpgradeRun, World
 
 USR2_LIMIT = 0.25
-"""Seconds after which a USR2 without any effect was ignored."""
+"""Seconds after which a USR2 that was handled, without any effect, was ignored."""
+
+USR2_PENDING_LIMIT = 5.0
+"""Seconds for which a master may take no signal: it sleeps or works in the middle of a reload."""
+
+FORK_LIMIT = 0.05
+"""The same where an upgrade is taken back: a fork follows the handler at once."""
 
 NO_WORKERS_LIMIT = 1.0
 """Seconds for which a master with handlers may be without any worker while it starts."""
@@ -36,16 +42,21 @@ async def spawn(world: World) -> None:
         raise OperationFailed("active_exited", "cannot upgrade: the old master is gone")
     run.installed = True  # before it is: a rollback that finds the old files there does no harm
     await trio.to_thread.run_sync(run.plan.install)
-    expected_exe = os.stat(run.program.path)
     pidfile.require(
         Path(world.pid_path),
         pidfile.ProcessIdentity(pid=old.master.pid, start_ticks=old.master.start),
     )
-    before = frozenset(procfs.children(old.master.pid))
-    changed = os.stat(world.pid_path).st_ctime_ns
-    run.usr2_children, run.usr2_sent = before, True
+    try:
+        expected_exe = os.stat(run.program.path)
+        changed = os.stat(world.pid_path).st_ctime_ns
+    except OSError as exc:
+        raise OperationFailed(
+            "disk_error", f"cannot look at {exc.filename}: {exc.strerror}; it was there just now"
+        ) from exc
+    run.usr2_children = frozenset(procfs.children(old.master.pid))
+    run.usr2_sent = True
     old.master.send(signal.SIGUSR2)
-    candidate = await _appearance(world, run, old, before, changed)
+    candidate = await _appearance(world, run, old, changed)
     if procfs.executable(candidate.master.pid) not in (
         None,
         (expected_exe.st_dev, expected_exe.st_ino),
@@ -58,16 +69,11 @@ async def spawn(world: World) -> None:
     await wait_ready(candidate)
 
 
-async def _appearance(
-    world: World, run: UpgradeRun, old: Generation, before: frozenset[int], changed: int
-) -> Generation:
+async def _appearance(world: World, run: UpgradeRun, old: Generation, changed: int) -> Generation:
     """The candidate: the old master's new child that has exec'd."""
-    with trio.move_on_after(USR2_LIMIT):
-        while True:
-            found = find_candidate(world, run, old, before)
-            if found is not None:
-                return found
-            await trio.sleep(POLL)
+    found = await _await_candidate(world, run, old, USR2_LIMIT)
+    if found is not None:
+        return found
     accepted = pidfile.oldbin_path(Path(world.pid_path)).exists()
     with contextlib.suppress(FileNotFoundError):
         # nginx renames its pid file before it forks and back when the child is gone
@@ -85,14 +91,49 @@ async def _appearance(
     )
 
 
-def find_candidate(
-    world: World, run: UpgradeRun, old: Generation, before: frozenset[int]
+async def _await_candidate(
+    world: World, run: UpgradeRun, old: Generation, limit: float
 ) -> Generation | None:
+    """The candidate; None where none has come `limit` seconds after USR2 was handled."""
+    with trio.move_on_after(USR2_PENDING_LIMIT + limit) as waiting:
+        handled = False
+        # Nobody but the parent is told of a fork: this can only be looked for.
+        while (found := _find_candidate(world, run, old)) is None:
+            if not handled and not procfs.pending(old.master.pid, signal.SIGUSR2):
+                handled = True
+                waiting.deadline = trio.current_time() + limit
+            await trio.sleep(POLL)
+        return found
+    return None
+
+
+async def find_late_candidate(world: World, run: UpgradeRun) -> None:
+    """Afterwards a candidate that USR2 has brought, or is about to, is among the generations.
+
+    For whoever takes an upgrade back that was cancelled a moment after USR2. Overlooked, it would
+    come up later and serve beside the old generation, supervised by nobody.
+    """
+    old = world.active
+    if not run.usr2_sent or run.quit_sent or world.candidate is not None:
+        return
+    if old is not None and old.alive:
+        let_run(world, old)
+        await _await_candidate(world, run, old, FORK_LIMIT)
+
+
+def let_run(world: World, old: Generation) -> None:
+    """Continue a stopped master: it could neither start its workers nor handle what it was told."""
+    if old.alive and old.master.stopped:
+        world.log.warning("upgrade.old_master_continued", pid=old.master.pid)
+        old.master.send(signal.SIGCONT)
+
+
+def _find_candidate(world: World, run: UpgradeRun, old: Generation) -> Generation | None:
     """The candidate, registered and watched, if the old master has such a child by now."""
     assert run.program is not None
     assert run.candidate_id is not None
     for pid in procfs.children(old.master.pid):
-        if pid in before or procfs.classify(pid) is not procfs.ChildKind.MASTER:
+        if pid in run.usr2_children or procfs.classify(pid) is not procfs.ChildKind.MASTER:
             continue
         process = Process.open(pid)
         if process is None:
