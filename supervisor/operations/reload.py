@@ -37,6 +37,8 @@ async def reload(world: World) -> tuple[str, str]:
     active.master.send(signal.SIGHUP)
     with trio.move_on_after(RELOAD_LIMIT):
         while True:
+            if not active.alive:
+                raise OperationFailed("not_running", "cannot reload: the master is gone")
             brood = active.look()
             fresh = brood.accepting - before
             if len(fresh) >= facts.workers and not before & brood.accepting:
