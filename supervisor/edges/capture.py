@@ -37,12 +37,17 @@ class Capture:
 
     @classmethod
     def reattach(cls, pid: int) -> Capture | None:
-        """The capture that process `pid` writes to, from its end on; None where it has none."""
-        path = f"/proc/{pid}/fd/2"
-        with contextlib.suppress(OSError):
-            if os.readlink(path).startswith(f"/memfd:{_NAME}"):
-                fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-                return cls(fd, os.fstat(fd).st_size)
+        """The capture that process `pid` writes to, from its end on; None where it has none.
+
+        Standard output first: nginx puts its error log in the place of its standard error
+        (ngx_log.c, ngx_log_redirect_stderr).
+        """
+        for number in (1, 2):
+            path = f"/proc/{pid}/fd/{number}"
+            with contextlib.suppress(OSError):
+                if os.readlink(path).startswith(f"/memfd:{_NAME}"):
+                    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+                    return cls(fd, os.fstat(fd).st_size)
         return None
 
     def tail(self, most: int = 4096) -> str:

@@ -66,14 +66,21 @@ class Generation:
     def brood(self) -> procfs.Brood:
         """The living workers now by kind, orphans as well; new ones are remembered by pidfd."""
         known = {pid for pid, one in self.workers.items() if one.alive}
-        return procfs.brood_of(sorted(known | set(procfs.children(self.master.pid)))
-                               if self.exit is None else sorted(known))  # fmt: skip
+        # A dead master has no children, and its pid may be somebody else's by now.
+        born = set(procfs.children(self.master.pid)) if self.alive else set()
+        return procfs.brood_of(sorted(known | born))
 
     def remember(self, pids: Iterable[int]) -> list[Process]:
         """Hold `pids` from now on; the ones that are new."""
         new = []
         for pid in pids:
-            if pid not in self.workers and (process := Process.open(pid)) is not None:
+            known = self.workers.get(pid)
+            if known is not None and known.alive:
+                continue
+            process = Process.open(pid)
+            if process is not None:
+                if known is not None:
+                    known.close()  # its pid was given away again
                 self.workers[pid] = process
                 new.append(process)
         return new

@@ -26,18 +26,19 @@ from supervisor.edges.capture import Capture
 from supervisor.edges.linux import ExitStatus
 from supervisor.edges.process import Process
 
-_INTERMEDIATE = 'unset PWD OLDPWD; "$@" >&2 & echo $!; exec >/dev/null; wait $!'
+_INTERMEDIATE = 'unset PWD OLDPWD SHLVL; "$@" >&2 & echo $!; exec >/dev/null; wait $!'
 
 
-def find_leftovers(binary: str) -> list[tuple[int, int | None]]:
-    """Intermediates of a supervisor that died in mid launch: their pids, and nginx's if it lives.
+def find_leftovers(argv: Sequence[str]) -> list[tuple[int, int | None]]:
+    """Intermediates of a supervisor that died while it launched `argv`: pids, and nginx's if alive.
 
-    nginx ignores USR2 as long as its intermediate lives; whoever adopts it ends that first.
+    nginx ignores USR2 as long as its intermediate lives; whoever adopts it ends that first. The
+    whole of `argv` counts: another supervisor may be launching the same binary at this moment.
     """
-    wanted = b" ".join((b"/bin/sh -c", _INTERMEDIATE.encode(), b"sh", binary.encode()))
+    wanted = " ".join(("/bin/sh", "-c", _INTERMEDIATE, "sh", *argv)).encode()
     found: list[tuple[int, int | None]] = []
     for name in os.listdir("/proc"):
-        if name.isdigit() and procfs.title(int(name)).startswith(wanted):
+        if name.isdigit() and procfs.title(int(name)) == wanted:
             born = procfs.children(int(name))
             found.append((int(name), born[0] if born else None))
     return found

@@ -72,7 +72,8 @@ async def _end_leftover_launches(world: World) -> None:
 
     Ending the intermediate before would make nginx ignore USR2 for ever.
     """
-    for intermediate, master in find_leftovers(world.settings.nginx.binary):
+    argv = (world.settings.nginx.binary, *settings_argv(world))
+    for intermediate, master in find_leftovers(argv):
         if master is not None:
             with trio.move_on_after(LEFTOVER_LIMIT):
                 # A signal mask has no event.
@@ -113,7 +114,7 @@ def _adopt_known(world: World, known: KnownMaster) -> None:
         id=known.generation, role=Role(known.role), master=process, program=program,
         output=Capture.reattach(known.pid), ready=True,
     )  # fmt: skip
-    generation.remember(pid for pid in known.workers if procfs.read_stat(pid) is not None)
+    generation.look()
     world.pid_path = world.pid_path or known.pid_path
     if known.pid_path:
         world.lock(known.pid_path)

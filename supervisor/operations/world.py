@@ -90,6 +90,7 @@ class UpgradeRun:
     plan: Plan | None = None
     previous: str | None = None  # the id of the version that a rollback puts back
     program: Program | None = None  # the candidate's
+    from_version: str | None = None
     to_version: str | None = None
     installed: bool = False  # the new binary stands at nginx.binary
     usr2_sent: bool = False
@@ -186,6 +187,8 @@ class World:
             stat = procfs.read_stat(pid)
             if stat is None or stat.alive or pid in tracked or stat.session not in self.sessions:
                 continue
+            if pid == stat.session:
+                continue  # the intermediate of a launch: whoever started it awaits it
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
 
 
