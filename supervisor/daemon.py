@@ -69,13 +69,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         tap = LogTap()
         configure_logs(settings.log, extra=(tap,))
         linux.become_subreaper()
-        return trio.run(run, given.config, settings, tap)
+        return trio.run(_run_alone, given.config, settings, tap)
     except ConfigError as exc:
         print(f"nginx-supervisor: {exc.detail}", file=sys.stderr)
         return EXIT_CONFIG
     except SupervisorError as exc:
         print(f"nginx-supervisor: {exc.detail}", file=sys.stderr)
         return 1
+
+
+async def _run_alone(config: Path, settings: Settings, tap: LogTap) -> int:
+    """`run`; an error that was raised on purpose comes out of its nurseries as itself."""
+    try:
+        return await run(config, settings, tap)
+    except BaseExceptionGroup as group:
+        raise _cause(group) from group
+
+
+def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error in `group`; the group itself where there are several, or a bug."""
+    known, others = group.split(SupervisorError)
+    if known is None or others is not None or len(known.exceptions) != 1:
+        return group
+    inner = known.exceptions[0]
+    return _cause(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 class Locks:

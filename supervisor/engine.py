@@ -377,6 +377,9 @@ class Engine:
                     event = await self._effects.operate(run, self.state)
                 except SupervisorError as exc:
                     event = events.Failed(reason=exc.reason, detail=exc.detail, at=self._clock())
+                except Exception as exc:  # noqa: BLE001 - a bug of ours must not end an upgrade midway
+                    self._log.exception("operation.bug", operation=run.operation.value)
+                    event = _bug(run, exc, self._clock())
                 self._send.send_nowait(_Posted(event, operation=number))
         finally:
             over.set()
@@ -502,6 +505,15 @@ def _needs_record(action: actions.Action) -> bool:
         actions.Operation.SHIFT,
         actions.Operation.COMMIT,
     )
+
+
+def _bug(run: actions.Run, exc: Exception, now: float) -> events.Failed:
+    """An operation that failed by a fault of the supervisor: the machine goes on as for any."""
+    detail = (
+        f"cannot {run.operation.value.replace('_', ' ')}: a fault in the supervisor "
+        f"({type(exc).__name__}: {exc}); please report it with the log"
+    )
+    return events.Failed(reason="internal_error", detail=detail, at=now)
 
 
 def public_state(state: State) -> str:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from supervisor.core.settings import ProbeSettings
 
 
+_CANDIDATES_OWN = (Sharing.EXCLUSIVE, Sharing.NOBODY)
+
 BASELINE_GRACE = 0.25
 """Seconds beyond the longest timeout after which a silent probe counts as not passing."""
 
@@ -137,7 +139,7 @@ class Evidence:
                 owner=lambda local, peer: self._world.listener.connection_owner(
                     local, peer, candidate.look().workers
                 ),
-                exclusive=lambda: self._sharing(port, candidate, old) is Sharing.EXCLUSIVE,
+                exclusive=lambda: self._sharing(port, candidate, old) in _CANDIDATES_OWN,
                 cover=candidate.look().accepting,
                 workers=lambda: candidate.brood().workers,
             )

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import trio
 
-from supervisor.core.errors import SupervisorError
+from supervisor.core.errors import Refusal, SupervisorError
 from supervisor.core.nginx_config import NginxConfig
 from supervisor.core.nginx_version import NginxBuild
 from supervisor.edges.placing import Staged
@@ -89,6 +89,9 @@ async def preflight(
             if outcome is not None:
                 await _undo(draft)
                 return outcome
+    except Refusal as exc:
+        await _undo(draft)
+        raise _of_the_offer(draft, exc) from exc
     except BaseException:
         await _undo(draft)
         raise
@@ -103,6 +106,14 @@ async def preflight(
         _store=store,
         _undo=draft.undo,
     )
+
+
+def _of_the_offer(draft: Draft, refusal: Refusal) -> Refusal:
+    """The refusal in terms of the file that was offered, not of our copy of it."""
+    if draft.staged is None or draft.source is None:
+        return refusal
+    told = refusal.detail.replace(str(draft.staged.path), str(draft.source))
+    return Refusal(refusal.reason, told)
 
 
 async def _undo(draft: Draft) -> None:

@@ -34,7 +34,8 @@ class Sharing(Enum):
 
     EXCLUSIVE = "exclusive"  # the candidate alone
     SHARED = "shared"  # someone else as well
-    ABSENT = "absent"  # not the candidate
+    ABSENT = "absent"  # someone else, and not the candidate
+    NOBODY = "nobody"  # a refused connection is then the candidate's own doing
 
 
 class ProbeListener:
@@ -95,6 +96,8 @@ class ProbeListener:
         """Who listens on `port`, by the sockets that the two masters have open."""
         listening = socket_owners.listening_inodes(port)
         own = socket_owners.inodes_of(candidate_master)
+        if not listening:
+            return Sharing.NOBODY
         if not listening & own:
             return Sharing.ABSENT
         others = socket_owners.inodes_of(old_master) if old_master is not None else frozenset()

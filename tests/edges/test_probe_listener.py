@@ -216,13 +216,13 @@ def test_sharing_is_seen_by_the_sockets(listener: ProbeListener, first: int) -> 
         assert listener.exclusive_to(first, candidate, old) is Sharing.EXCLUSIVE
         assert listener.exclusive_to(first, candidate, None) is Sharing.EXCLUSIVE
         assert listener.exclusive_to(first + 1, candidate, old) is Sharing.ABSENT
-        assert listener.exclusive_to(first + 2, candidate, old) is Sharing.ABSENT
+        assert listener.exclusive_to(first + 2, candidate, old) is Sharing.NOBODY
         with listening(first) as stranger:
             assert listener.exclusive_to(first, candidate, stranger) is Sharing.SHARED
             assert listener.exclusive_to(first, candidate, old) is Sharing.SHARED
             assert listener.exclusive_to(first, candidate, None) is Sharing.SHARED
         assert listener.exclusive_to(first, candidate, old) is Sharing.EXCLUSIVE
-    assert listener.exclusive_to(first, candidate, old) is Sharing.ABSENT
+    assert listener.exclusive_to(first, candidate, old) is Sharing.NOBODY
 
 
 @pytest.mark.usefixtures("way")
