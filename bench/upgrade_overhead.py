@@ -225,9 +225,10 @@ def human(found: dict[str, object]) -> str:
             f"  {name:9} script {row['script_ms']:6.1f} ms   supervisor"
             f" {row['supervisor_ms']:6.1f} ms   ratio {row['ratio']:.2f}"
         )
-    lines.append(
-        f"  preflight, before the first signal and not in these: {found['preflight_ms']} ms"
-    )
+    phases = found["phases_ms"]
+    assert isinstance(phases, dict)
+    lines.append("  phases    " + "   ".join(f"{name} {ms:.1f}" for name, ms in phases.items()))
+    lines.append("  preflight comes before the first signal and is in neither of the two")
     return "\n".join(lines)
 
 
