@@ -138,6 +138,7 @@ async def run(config: Path, settings: Settings, tap: LogTap) -> int:
             uids = frozenset({0, os.getuid()})
             await nursery.start(_serve_control, settings.control, parts, uids)
             await nursery.start(parts.prober.run)
+            nursery.start_soon(parts.effects.keep_record)
             log.info("supervisor.started", pid=os.getpid(), version=version(), config=str(config))
             code = await parts.engine.run(Run(operation=Operation.RECOVER))
             parts.notifier.stopping()

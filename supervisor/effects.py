@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
@@ -26,6 +27,9 @@ from supervisor.operations import ending, preflight, recover, reload, rollback, 
 from supervisor.operations.world import UpgradeRun, World
 
 _ALL = 10_000
+_NO_SIGNAL_FOLLOWS = (Phase.CANARY, Phase.SOAKING)
+"""Phases in which nginx is only looked at: their records need not survive a power cut."""
+
 _NOT_ITS_FAULT = frozenset({"operator", "stopped", "supervisor_died", "active_exited"})
 """Reasons of a rollback that say nothing about the candidate's binary."""
 
@@ -50,6 +54,7 @@ class NginxEffects:
         self._told: tuple[object, ...] = ()
         self.last_verdict: dict[str, object] | None = history.last()
         self.starts = 0
+        self._masters_changed = trio.Event()
         self._cold = True  # the next start is no restart after a crash
         world.version_of_upgrade = self._version_of_upgrade
 
@@ -91,14 +96,14 @@ class NginxEffects:
         if found is None:
             return await self._start(rescue=False)
         self._cold = False
-        await self._remember_masters()
+        self._remember_masters()
         return found
 
     async def _start(self, *, rescue: bool) -> Succeeded:
         done = await start.start(self._world, rescue=rescue, cold=self._cold)
         self._cold = False
         self.starts += 1
-        await self._remember_masters()
+        self._remember_masters()
         return done
 
     async def _rescue(self) -> Succeeded:
@@ -140,7 +145,7 @@ class NginxEffects:
         now = isinstance(command, commands.Stop) and command.now
         await ending.stop_all(self._world, deadlines, now=now)
         self._cold = True
-        await self._remember_masters()
+        self._remember_masters()
         return Succeeded(note="nginx is stopped")
 
     async def reload(self) -> tuple[str, str]:
@@ -163,7 +168,7 @@ class NginxEffects:
             kill=settings.stop.kill_timeout,
         )
         await ending.drain(self._world, leaving, deadlines, self._world.hasten)
-        await self._remember_masters()
+        self._remember_masters()
 
     def hasten(self) -> None:
         """Every drain that runs insists now; later ones wait again."""
@@ -208,11 +213,31 @@ class NginxEffects:
                 "include_text": run.include_text,
                 "include_written": run.include_written,
             }
-        await trio.to_thread.run_sync(self._world.journal.append, record)
-        if after.phase in (Phase.CANARY, Phase.SHIFTING, Phase.COMMITTING):
-            await self._remember_masters()
+        durable = after.phase not in _NO_SIGNAL_FOLLOWS
+        append = partial(self._world.journal.append, record, durable=durable)
+        if durable:
+            await trio.to_thread.run_sync(append)
+        else:
+            append()  # into the page cache: shorter than the way to a thread and back
+        if after.phase is Phase.CANARY:
+            self._remember_masters()
 
-    async def _remember_masters(self) -> None:
+    def _remember_masters(self) -> None:
+        """Have the masters put on record soon: a successor looks there first for whom to adopt."""
+        self._masters_changed.set()
+
+    async def keep_record(self) -> None:
+        """Write the record of masters whenever it has changed; one task, until cancelled.
+
+        Beside the engine, so that no signal waits for it: a successor that misses the newest
+        master finds it as the child of the one before, or by the pid file.
+        """
+        while True:
+            await self._masters_changed.wait()
+            self._masters_changed = trio.Event()
+            await self._write_masters()
+
+    async def _write_masters(self) -> None:
         masters = [
             KnownMaster(
                 generation=one.id, pid=one.master.pid, start_ticks=one.master.start,
@@ -291,7 +316,7 @@ class NginxEffects:
             # The verdict stands; a successor that finds the journal sees it in the history.
             self._world.log.error("state.not_written", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
         self._world.run = None
-        await self._remember_masters()
+        self._remember_masters()
 
     def _settle_files(self, run: UpgradeRun, verdict: str, reason: str) -> None:
         """What the verdict means for the version store and for what preflight left behind."""

@@ -144,6 +144,7 @@ class Evidence:
                 workers=lambda: candidate.brood().workers,
             )
         )
+        self._conclude()
 
     def _sharing(self, port: int, candidate: Generation, old: Generation | None) -> Sharing:
         return self._world.listener.exclusive_to(

@@ -98,15 +98,20 @@ class Journal:
         self._size = 0  # of the whole lines; what is behind it is a torn write
         self._next = 0
 
-    def append(self, record: Record) -> None:
-        """`record` is on disk when this returns."""
+    def append(self, record: Record, *, durable: bool = True) -> None:
+        """`record` is on disk when this returns.
+
+        With `durable` False only a power cut can lose it, as the record of a phase may be that
+        nothing irrevocable follows.
+        """
         with storing("write the journal", self.path):
             fd = self._fd if self._fd is not None else self._open()
             if os.fstat(fd).st_size != self._size:
                 self._disk.truncate(fd, self._size)
             line = encode_line(self._next, record)
             self._disk.write(fd, line)
-            self._disk.sync(fd)
+            if durable:
+                self._disk.sync(fd)
             self._size += len(line)
             self._next += 1
 
