@@ -285,20 +285,29 @@ async def _launch(
             program=program, output=output,
         )  # fmt: skip
         try:
-            if not await _becomes_ready(launching, generation, limit):
-                if launching.failed:
-                    raise await _start_failure(launching, output)
-                raise OperationFailed(
-                    "start_timeout",
-                    f"nginx was not ready within {limit:g} s: "
-                    f"{len(generation.look().accepting)} of {program.workers} workers are up; "
-                    f"{output.tail() or 'it wrote nothing to its standard error'}",
-                )
-        finally:
-            if not generation.ready:
-                with trio.CancelScope(shield=True):
-                    await _kill(world, generation)
+            await _prove_ready(launching, generation, output, limit)
+        except BaseException:
+            # Also one that is ready by now: whoever cancelled this does not know of it.
+            with trio.CancelScope(shield=True):
+                await _kill(world, generation)
+            raise
     return generation
+
+
+async def _prove_ready(
+    launching: Launch, generation: Generation, output: Capture, limit: float
+) -> None:
+    """Return once it serves. Raises OperationFailed with nginx's own words."""
+    if await _becomes_ready(launching, generation, limit):
+        return
+    if launching.failed:
+        raise await _start_failure(launching, output)
+    raise OperationFailed(
+        "start_timeout",
+        f"nginx was not ready within {limit:g} s: "
+        f"{len(generation.look().accepting)} of {generation.program.workers} workers are up; "
+        f"{output.tail() or 'it wrote nothing to its standard error'}",
+    )
 
 
 async def _becomes_ready(launching: Launch, generation: Generation, limit: float) -> bool:

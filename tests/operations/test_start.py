@@ -104,10 +104,10 @@ async def test_a_start_that_is_cancelled_leaves_nothing(oldest: Build) -> None:
             files = _open_files()
             with trio.move_on_after(after):
                 await made.start()
-                break
+            if made.world.active is not None:
+                break  # it was up, and is known: whoever cancelled it can end it
             await made.until("nothing lives", lambda: not made.processes())
             assert _open_files() == files
-            assert made.world.active is None
         made.world.reap_strays()
 
 
