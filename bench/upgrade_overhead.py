@@ -107,9 +107,9 @@ class Owned:
         with self._connection() as connection:
             asked = time.monotonic()
             self._call(connection, "Upgrade", binary=str(target.path))
-            verdict = _last(connection)
-            old.wait()
+            old.wait()  # first: the verdict is told only once it is on disk
             gone = time.monotonic()
+            verdict = _last(connection)
         if verdict["verdict"] != "committed":
             raise BenchError(f"cannot measure an upgrade that ended so: {verdict}")
         phases = verdict["phases"]
