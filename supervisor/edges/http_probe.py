@@ -93,6 +93,8 @@ async def _exchange(stream: trio.SocketStream, probe: HttpProbe, progress: Progr
             f"the connection broke while {progress.doing}: {cause_of(exc)}"
         ) from exc
     except h11.RemoteProtocolError as exc:
+        if "ConnectionClosed" in str(exc):
+            raise _BadAnswerError("the connection was closed in the middle of the answer") from exc
         raise _BadAnswerError(f"no HTTP/1.1 answer while {progress.doing}: {exc}") from exc
 
 

@@ -84,7 +84,10 @@ async def trace(stream: trio.SocketStream, owner: Owner | None, *, patient: bool
     """The worker at the other end; a patient look gives it a few milliseconds to accept."""
     if owner is None or stream.socket.family not in (trio.socket.AF_INET, trio.socket.AF_INET6):
         return None
-    here, there = stream.socket.getsockname(), stream.socket.getpeername()
+    try:
+        here, there = stream.socket.getsockname(), stream.socket.getpeername()
+    except OSError:
+        return None  # it was reset already: there is no other end any more
     for pause in _ACCEPT_PAUSES if patient else (0.0,):
         await trio.sleep(pause)
         pid = owner(here, there)

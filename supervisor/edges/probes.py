@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import assert_never
 
+import structlog
 import trio
 
 from supervisor.core.observation import Observation, Outcome, bounded_detail
@@ -35,6 +36,8 @@ from supervisor.edges.probe_finding import (
     trace,
     within,
 )
+
+_log = structlog.get_logger()
 
 SHARED = "probe_listener_shared"
 """How the detail of an answer begins that came over a listener that is not private."""
@@ -144,11 +147,24 @@ class Prober:
         while True:
             again = True
             while again:
-                observation = self._attribute(probe, await self._look(probe, current), current)
+                observation = await self._observe(probe, current)
                 self._report(observation)
                 again = observation.outcome is Outcome.PASS and self._covers(probe, current)
             due = max(due + probe.interval, trio.current_time())
             await trio.sleep_until(due)
+
+    async def _observe(self, probe: ProbeSettings, current: _Round) -> Observation:
+        """One look; a bug of ours proves nothing about nginx and must not end the probing."""
+        try:
+            found = await self._look(probe, current)
+        except Exception as exc:  # noqa: BLE001 - see above
+            _log.exception("probe.bug", probe=probe.name)
+            detail = bounded_detail(f"a fault in the supervisor: {type(exc).__name__}: {exc}")
+            return Observation(
+                probe=probe.name, outcome=Outcome.INCONCLUSIVE, detail=detail, latency=0.0,
+                generation=None,
+            )  # fmt: skip
+        return self._attribute(probe, found, current)
 
     def _covers(self, probe: ProbeSettings, current: _Round) -> bool:
         """Whether to connect again at once, in the hope of meeting another worker."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import trio
 
 from supervisor.core.errors import OperationFailed
+from supervisor.core.policy import FATAL_CODE
 from supervisor.edges import pidfile, procfs
 from supervisor.edges.generation import Generation, Role
 from supervisor.edges.process import Process
@@ -163,6 +164,7 @@ async def wait_ready(generation: Generation) -> None:
                 generation.ready = True
                 return
             now = trio.current_time()
+            await _expect_no_fatal(generation)
             if brood.accepting or brood.starting:
                 alone_since = None
             elif alone_since is None:
@@ -174,3 +176,14 @@ async def wait_ready(generation: Generation) -> None:
                     "they start; nginx's error log says why",
                 )
         await trio.sleep(POLL)
+
+
+async def _expect_no_fatal(generation: Generation) -> None:
+    """Raise OperationFailed when a worker has ended with the code that nginx calls fatal."""
+    for process in list(generation.workers.values()):
+        if not process.alive and (await process.exit_status()).code == FATAL_CODE:
+            raise OperationFailed(
+                "worker_fatal",
+                f"worker {process.pid} could not initialise (exit code {FATAL_CODE}); nginx's "
+                "error log says why",
+            )
