@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from supervisor.edges.capture import Capture
+
+BLOCK = 512  # of st_blocks, whatever the file system
+
+
+@pytest.fixture
+def capture() -> Iterator[Capture]:
+    made = Capture.create()
+    yield made
+    made.close()
+
+
+def _memory(capture: Capture) -> int:
+    return os.fstat(capture.fd).st_blocks * BLOCK
+
+
+def _drain_all(capture: Capture) -> list[str]:
+    lines: list[str] = []
+    while part := capture.drain():
+        lines += part
+    return lines
+
+
+def test_lines_come_once(capture: Capture) -> None:
+    os.write(capture.fd, b"one\ntwo\nthr")
+    assert capture.drain() == ["one", "two"]
+    assert capture.drain() == []
+    os.write(capture.fd, b"ee\n")
+    assert capture.drain() == ["three"]
+
+
+def test_it_is_not_inherited_by_accident(capture: Capture) -> None:
+    assert not os.get_inheritable(capture.fd)
+
+
+def test_a_writer_is_never_blocked(capture: Capture) -> None:
+    """16 MB and nobody reads: a pipe would have stopped the writer after 64 kB."""
+    subprocess.run(
+        [sys.executable, "-S", "-c", "import os\nfor _ in range(256): os.write(1, b'x' * 65536)"],
+        stdout=capture.fd,
+        check=True,
+        timeout=20,
+    )
+    assert os.fstat(capture.fd).st_size == 2**24
+
+
+def test_memory_is_given_back(capture: Capture) -> None:
+    line = b"x" * 99 + b"\n"
+    os.write(capture.fd, line * 100_000)
+    assert _memory(capture) >= 10_000_000
+    assert len(_drain_all(capture)) == 100_000
+    assert _memory(capture) <= 8192
+
+
+def test_memory_is_given_back_by_small_drains_too(capture: Capture) -> None:
+    """No single one of them covers a page."""
+    for number in range(2000):
+        os.write(capture.fd, f"line {number}\n".encode())
+        assert capture.drain() == [f"line {number}"]
+    assert _memory(capture) <= 8192
+
+
+def test_writers_go_on_behind_the_hole(capture: Capture) -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=capture.fd) as writer:
+        assert writer.stdin is not None
+        writer.stdin.write(b"a\n" * 10_000)
+        writer.stdin.flush()
+        seen = 0
+        while seen < 10_000:
+            seen += len(capture.drain())
+        writer.stdin.write(b"b\n")
+        writer.stdin.close()
+        writer.wait()
+    assert capture.drain() == ["b"]
+
+
+def test_a_line_without_end_is_cut(capture: Capture) -> None:
+    os.write(capture.fd, b"x" * 65536 + b"y\nnext\n")
+    assert capture.drain() == ["x" * 65536]
+    assert capture.drain() == ["y", "next"]
+
+
+def test_what_is_no_text_is_told_all_the_same(capture: Capture) -> None:
+    os.write(capture.fd, b"\xff\xfe\n")
+    assert capture.drain() == ["\ufffd\ufffd"]
+
+
+def test_the_tail_is_bounded_and_not_consumed(capture: Capture) -> None:
+    os.write(capture.fd, b"first\n" + b"z" * 5000)
+    assert capture.tail() == "z" * 4096
+    assert capture.tail(most=10) == "z" * 10
+    assert capture.drain() == ["first"]
+
+
+@pytest.mark.parametrize("number", [1, 2], ids=["stdout", "stderr"])
+def test_a_successor_reattaches(capture: Capture, number: int) -> None:
+    """nginx puts its error log in the place of standard error, so that 1 is the one that stays."""
+    where = {1: {"stdout": capture.fd}, 2: {"stderr": capture.fd, "stdout": subprocess.DEVNULL}}
+    os.write(capture.fd, b"of an earlier life\n")
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, **where[number]) as writer:  # type: ignore[call-overload]  # one of two
+        found = Capture.reattach(writer.pid)
+        assert found is not None
+        os.write(capture.fd, b"of this one\n")
+        assert found.drain() == ["of this one"]
+        found.close()
+        writer.stdin.close()
+
+
+def test_there_is_none_to_reattach_to() -> None:
+    with subprocess.Popen(
+        ["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as other:
+        assert Capture.reattach(other.pid) is None
+        assert other.stdin is not None
+        other.stdin.close()
+        other.wait()
+        assert Capture.reattach(other.pid) is None
+
+
+def test_no_descriptor_is_left() -> None:
+    files = len(os.listdir("/proc/self/fd"))
+    for _ in range(10):
+        made = Capture.create()
+        os.write(made.fd, b"x\n")
+        made.drain()
+        made.close()
+    assert len(os.listdir("/proc/self/fd")) == files
