@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from supervisor.edges import procfs
+from supervisor.edges.capture import Capture
+from supervisor.edges.generation import Generation, Program, Role, take_listeners
+from supervisor.edges.linux import UNKNOWN_EXIT
+from supervisor.edges.process import Process
+from tests.edges.launched_nginx import Site, free_port, launch, site_of, until
+from tools.nginx_builds import builds
+
+LIMIT = 10
+
+
+@pytest.fixture
+async def site(tmp_path: Path) -> AsyncIterator[Site]:
+    async with site_of(builds()[0], tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def generation(site: Site) -> AsyncIterator[Generation]:
+    output = Capture.create()
+    made = await launch(site, output)
+    output.close()
+    yield made
+    made.close()
+
+
+async def test_workers_are_remembered_by_pidfd(generation: Generation) -> None:
+    accepting = generation.look().accepting
+    assert set(generation.workers) == accepting
+    victim = min(accepting)
+    os.kill(victim, signal.SIGKILL)
+    await until("respawned", lambda: len(generation.look().accepting - accepting) == 1)
+    assert victim not in generation.brood().workers
+    assert not generation.workers[victim].alive
+
+
+async def test_orphans_are_still_known(generation: Generation) -> None:
+    accepting = generation.look().accepting
+    os.kill(generation.master.pid, signal.SIGKILL)
+    with trio.fail_after(LIMIT):
+        await generation.master.wait_exited()
+    assert not generation.alive
+    assert generation.look().accepting == accepting
+    assert not generation.gone
+    generation.signal_workers(signal.SIGQUIT)
+    with trio.fail_after(LIMIT):
+        await generation.all_exited()
+    assert generation.gone
+
+
+async def test_a_dead_masters_pid_is_asked_for_nothing(
+    generation: Generation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By then it may be the pid of somebody else's process, whose children are none of ours."""
+    os.kill(generation.master.pid, signal.SIGKILL)
+    with trio.fail_after(LIMIT):
+        await generation.master.wait_exited()
+
+    def others(_pid: int) -> list[int]:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(procfs, "children", others)
+    generation.look()
+    monkeypatch.undo()
+    generation.signal_workers(signal.SIGKILL)
+
+
+async def test_a_workers_pid_that_was_given_away_again(generation: Generation) -> None:
+    victim = min(generation.look().accepting)
+    held = generation.workers[victim]
+    # As if the process behind the pid had begun at another time.
+    generation.workers[victim] = Process(victim, -1, held.start - 1)
+    (fresh,) = generation.remember([victim])
+    assert fresh.alive
+    assert generation.workers[victim] is fresh
+    assert generation.remember([victim]) == []
+    held.close()
+
+
+async def test_any_exit(generation: Generation) -> None:
+    generation.look()
+    victim = max(generation.workers)
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(generation.any_exit)
+            await trio.testing.wait_all_tasks_blocked()
+            os.kill(victim, signal.SIGKILL)
+
+
+async def test_nothing_left_to_wait_for() -> None:
+    pid = os.posix_spawnp("true", ["true"], os.environ)
+    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    dead = Generation(
+        id=1, role=Role.ACTIVE, master=Process(pid, -1, 0),
+        program=Program(version="", sha256="", path=""), exit=UNKNOWN_EXIT,
+    )  # fmt: skip
+    with trio.fail_after(LIMIT):
+        await dead.any_exit()
+        await dead.all_exited()
+    assert dead.gone
+    os.waitpid(pid, 0)
+
+
+async def test_new_workers_are_waited_for_too(generation: Generation) -> None:
+    over = trio.Event()
+
+    async def wait() -> None:
+        await generation.all_exited()
+        over.set()
+
+    with trio.fail_after(LIMIT):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            os.kill(min(generation.workers), signal.SIGKILL)
+            await until("respawned", lambda: len(generation.look().accepting) == 2)
+            assert not over.is_set()
+            generation.master.send(signal.SIGTERM)
+    assert generation.gone
+
+
+async def test_signals_to_some_workers(generation: Generation) -> None:
+    one, other = sorted(generation.look().accepting)
+    generation.master.send(signal.SIGSTOP)
+    generation.signal_workers(signal.SIGKILL, [one])
+    await until("dead", lambda: not generation.workers[one].alive)
+    assert generation.workers[other].alive
+
+
+async def test_closing_lets_go_of_all_descriptors(generation: Generation) -> None:
+    files = len(os.listdir("/proc/self/fd"))
+    generation.look()
+    generation.close()
+    assert len(os.listdir("/proc/self/fd")) == files - 1 - 2
+    assert not generation.workers
+
+
+async def test_listeners(site: Site, tmp_path: Path) -> None:
+    site.configure(
+        listens=f"listen unix:{site.folder}/nginx.sock; listen 127.0.0.1:{free_port()} reuseport;"
+    )
+    output = Capture.create()
+    launched = await launch(site, output)
+    output.close()
+    with socket.create_connection(("127.0.0.1", site.port)) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n")  # a connection is no listener
+        for process in (launched.master, *launched.workers.values()):
+            files = len(os.listdir("/proc/self/fd"))
+            taken = take_listeners(process)
+            addresses = set()
+            for fd in taken:
+                assert not os.get_inheritable(fd)
+                with socket.socket(fileno=fd) as sock:
+                    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                    addresses.add(sock.getsockname())
+            assert f"{site.folder}/nginx.sock" in addresses
+            assert ("127.0.0.1", site.port) in addresses
+            assert len(os.listdir("/proc/self/fd")) == files
+    launched.close()
+
+
+_SOCKETS = """
+import socket, sys
+udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); udp.bind(("127.0.0.1", 0))
+asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); asking.connect(udp.getsockname())
+bound = socket.socket(); bound.bind(("127.0.0.1", 0))
+pair = socket.socketpair()
+local = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+print(udp.getsockname()[1], flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_datagram_listeners() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _SOCKETS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        port = int(other.stdout.readline())
+        process = Process.open(other.pid)
+        assert process is not None
+        (taken,) = take_listeners(process)
+        with socket.socket(fileno=taken) as sock:
+            assert sock.getsockname() == ("127.0.0.1", port)
+        other.stdin.close()
+        other.wait()
+        assert take_listeners(process) == []
+        process.close()
