@@ -51,13 +51,20 @@ class Capture:
         return None
 
     def tail(self, most: int = 4096) -> str:
-        """The end of what has been written and not yet been drained."""
+        """The end of what has been written and not yet been drained; empty when closed."""
+        if self.fd < 0:
+            return ""
         size = os.fstat(self.fd).st_size
         start = max(self._read_up_to, size - most)
         return os.pread(self.fd, size - start, start).decode(errors="replace").strip()
 
     def drain(self) -> list[str]:
-        """The complete lines since the last drain; their memory is given back."""
+        """The complete lines since the last drain; their memory is given back. Empty when closed.
+
+        A number that was closed may be another file's by now, and a hole in that would be a loss.
+        """
+        if self.fd < 0:
+            return []
         raw = os.pread(self.fd, _MOST_AT_ONCE, self._read_up_to)
         end = raw.rfind(b"\n") + 1
         if not end and len(raw) == _MOST_AT_ONCE:
@@ -71,4 +78,6 @@ class Capture:
 
     def close(self) -> None:
         """Let go of it; nginx keeps its own descriptors."""
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

@@ -115,6 +115,22 @@ def test_a_successor_reattaches(capture: Capture, number: int) -> None:
         writer.stdin.close()
 
 
+def test_a_closed_one_touches_no_other_file() -> None:
+    """Its number may be another file's by now."""
+    made = Capture.create()
+    os.write(made.fd, b"line\n")
+    number = made.fd
+    made.close()
+    made.close()
+    other = os.memfd_create("other", os.MFD_CLOEXEC)
+    assert other == number
+    os.write(other, b"precious\n")
+    assert made.drain() == []
+    assert made.tail() == ""
+    assert os.pread(other, 100, 0) == b"precious\n"
+    os.close(other)
+
+
 def test_there_is_none_to_reattach_to() -> None:
     with subprocess.Popen(
         ["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
