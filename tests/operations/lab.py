@@ -32,8 +32,9 @@ from supervisor.edges import linux, procfs
 from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.journal import Journal
 from supervisor.edges.placing import sha256_of
+from supervisor.edges.preflight import Plan
 from supervisor.edges.probe_listener import ProbeListener
-from supervisor.edges.store import StoredVersion, VersionStore
+from supervisor.edges.store import VersionStore
 from supervisor.operations import ending, rollback, shift, spawn, start
 from supervisor.operations.world import Generations, UpgradeRun, World
 from supervisor.watch import Sighting, watch
@@ -63,18 +64,6 @@ http {{
 """
 
 Log = list[dict[str, Any]]
-
-
-@dataclass
-class Plan:
-    """An upgrade that was checked, as far as `spawn` asks for it."""
-
-    store: VersionStore
-    stored: StoredVersion
-    binary: Path
-
-    def install(self) -> None:
-        self.store.install(self.stored.id, self.binary)
 
 
 @dataclass
@@ -171,7 +160,11 @@ class Lab:
             version=version, sha256=stored.sha256, path=str(self.binary), stored=stored.id,
             workers=old.program.workers, pid_path=old.program.pid_path,
         )  # fmt: skip
-        plan: Any = Plan(self.world.store, stored, self.binary)
+        unasked: Any = None  # what only preflight itself looks at
+        plan = Plan(
+            stored=stored, staged=self.world.store.stage(stored.id, self.binary), build=unasked,
+            config=unasked, dump="", warnings=(), seconds={}, _store=self.world.store, _undo=[],
+        )  # fmt: skip
         self.world.run = UpgradeRun(
             id="u1", candidate_id=self.world.generations.reserve(), plan=plan,
             previous=old.program.stored, program=program, to_version=version,
@@ -349,6 +342,7 @@ def _make(folder: Path, build: Build, workers: int, nursery: trio.Nursery) -> La
             watch, world, generation, made.sightings.append, made.events.append
         ),
         lock=lambda path: made.locked.append(path),
+        background=nursery.start_soon,
     )
     made = Lab(
         folder=folder, build=build, world=world, port=ports[0], workers=workers, log=log, told=told

@@ -70,7 +70,7 @@ async def test_a_crash_start_when_nothing_is_left(oldest: Build) -> None:
     ("kind", "reason"),
     [
         ("exit_at_once", "start_failed"),
-        ("workers_fatal", "no_workers"),
+        ("workers_fatal", "worker_fatal"),
         ("hang", "start_timeout"),
     ],
 )

@@ -1,0 +1,181 @@
+"""A supervisor finds what lives: by its record, by the pid file, and nothing by a pid alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+
+from supervisor.core.events import Succeeded
+from supervisor.edges import procfs
+from supervisor.edges.generation import Generation
+from supervisor.edges.journal import History
+from supervisor.edges.runtime_state import KnownMaster, RuntimeState
+from supervisor.operations import ending, recover, shift
+from tests.operations.lab import Lab, lab
+from tools.nginx_cache import Build
+
+
+def _record(made: Lab, *generations: Generation) -> None:
+    """What the supervisor that then died had on disk."""
+    state = RuntimeState(made.folder / "state")
+    state.save(
+        KnownMaster(
+            generation=one.id, pid=one.master.pid, start_ticks=one.master.start,
+            boot_id=procfs.boot_id(), version=one.program.version, sha256=one.program.sha256,
+            version_id=one.program.stored or "", role=one.role.value,
+            workers=tuple(sorted(one.workers)), pid_path=one.program.pid_path,
+            worker_processes=one.program.workers,
+        )
+        for one in generations
+    )  # fmt: skip
+
+
+def _forget(made: Lab) -> None:
+    """The supervisor is dead: its successor knows nothing but what is on disk."""
+    for generation in list(made.world.generations):
+        made.world.generations.drop(generation)
+    made.world.run = None
+    made.world.last_program = None
+    made.world.sessions.clear()
+    made.world.pid_path = ""
+
+
+async def _recover(made: Lab) -> Succeeded | None:
+    state = made.folder / "state"
+    return await recover.recover(made.world, RuntimeState(state), History(state))
+
+
+async def test_adopted_by_the_record(each_build: Build) -> None:
+    async with lab(each_build) as made:
+        active = await made.start()
+        made.world.generations.reserve()
+        _record(made, active)
+        pid = active.master.pid
+        _forget(made)
+        found = await _recover(made)
+        assert found is not None
+        assert found.generation == active.id
+        adopted = made.world.active
+        assert adopted is not None
+        assert adopted.master.pid == pid
+        assert set(adopted.workers) == set(procfs.children(pid))
+        await made.assert_serves_alone(adopted)
+
+
+async def test_adopted_by_the_pid_file(each_build: Build) -> None:
+    """Started by hand or by a distribution's unit: nobody has it on record."""
+    async with lab(each_build) as made:
+        argv = [str(made.binary), "-p", f"{made.folder}/", "-c", str(made.folder / "nginx.conf")]
+        await trio.run_process(argv)
+        await made.until("it serves", lambda: len(made.processes()) == 1 + made.workers)
+        found = await _recover(made)
+        assert found is not None
+        adopted = made.world.active
+        assert adopted is not None
+        assert adopted.program.version == each_build.version
+        assert adopted.program.stored is not None
+        await made.assert_serves_alone(adopted)
+
+
+async def test_a_pid_file_that_names_a_foreign_process(oldest: Build) -> None:
+    """It is neither adopted nor ever signalled, and nginx is started."""
+    async with lab(oldest) as made:
+        with subprocess.Popen(["sleep", "60"]) as foreign:
+            made.pid_path.write_text(f"{foreign.pid}\n")
+            assert await _recover(made) is None
+            active = await made.start()
+            await made.assert_serves_alone(active)
+            deadlines = ending.Deadlines(quit=2, term=1, kill=3)
+            await ending.stop_all(made.world, deadlines, now=False)
+            assert foreign.poll() is None
+            foreign.kill()
+
+
+async def test_a_pid_file_that_is_a_planted_link(oldest: Build) -> None:
+    async with lab(oldest) as made:
+        (made.folder / "target").write_text(f"{os.getpid()}\n")
+        made.pid_path.symlink_to(made.folder / "target")
+        assert await _recover(made) is None
+        assert made.world.active is None
+
+
+async def test_pids_on_record_that_were_given_away_again(oldest: Build) -> None:
+    """A worker on record that is somebody else's process by now is not ours to signal."""
+    async with lab(oldest) as made:
+        active = await made.start()
+        with subprocess.Popen(["sleep", "60"]) as foreign:
+            state = RuntimeState(made.folder / "state")
+            _record(made, active)
+            (known,) = state.load().masters
+            told = {name: getattr(known, name) for name in KnownMaster.__slots__}
+            told["workers"] = (*known.workers, foreign.pid)
+            state.save([KnownMaster(**told)])
+            _forget(made)
+            assert await _recover(made) is not None
+            adopted = made.world.active
+            assert adopted is not None
+            assert foreign.pid not in adopted.workers
+            adopted.signal_workers(signal.SIGCONT)
+            deadlines = ending.Deadlines(quit=2, term=1, kill=3)
+            await ending.stop_all(made.world, deadlines, now=True)
+            assert foreign.poll() is None
+            foreign.kill()
+
+
+@pytest.mark.parametrize("change", ["start_ticks", "boot_id"])
+async def test_a_master_on_record_that_is_another_process(oldest: Build, change: str) -> None:
+    async with lab(oldest) as made:
+        with subprocess.Popen(["sleep", "60"]) as foreign:
+            stat = procfs.read_stat(foreign.pid)
+            assert stat is not None
+            known = KnownMaster(
+                generation=1, pid=foreign.pid,
+                start_ticks=stat.start - (change == "start_ticks"),
+                boot_id="another" if change == "boot_id" else procfs.boot_id(),
+                version="1", sha256="", version_id="", role="active", pid_path=str(made.pid_path),
+            )  # fmt: skip
+            RuntimeState(made.folder / "state").save([known])
+            assert await _recover(made) is None
+            foreign.kill()
+
+
+@pytest.mark.parametrize("phase", ["spawning", "canary", "shifting", "soaking"])
+async def test_an_upgrade_that_a_dead_supervisor_left(
+    oldest: Build, newest: Build, phase: str
+) -> None:
+    async with lab(oldest) as made:
+        await made.start()
+        old, new = await made.to_canary(newest.path, newest.version)
+        if phase == "soaking":
+            await shift.shift(made.world)
+        run = made.world.run
+        assert run is not None
+        record = {
+            "upgrade_id": run.id, "phase": phase, "candidate": new.id, "active": old.id,
+            "previous": run.previous, "to_version": run.to_version, "include_written": False,
+        }  # fmt: skip
+        made.world.journal.append(record)
+        _record(made, *((old,) if phase == "spawning" else (old, new)))
+        pid = old.master.pid
+        _forget(made)
+        found = await _recover(made)
+        assert found is not None
+        assert found.interrupted is not None
+        assert found.interrupted.upgrade_id == run.id
+        assert not found.interrupted.committed
+        await made.roll_back()
+        active = made.world.active
+        assert active is not None
+        assert active.master.pid == pid
+        await made.assert_serves_alone(active)
+
+
+async def test_nothing_is_there(oldest: Build, tmp_path: Path) -> None:
+    async with lab(oldest) as made:
+        assert await _recover(made) is None
+        assert made.locked == [str(made.pid_path)]
