@@ -6,9 +6,9 @@ In each round, a script that knows the pids and a supervisor do the same to two 
 turns, so that a change of the machine's mood hits both. Canary and soak are 0 and there are no
 probes. What is compared:
 
-upgrade   from the first signal to the end of the old master. The script begins with USR2; the
-          supervisor's preflight (copying, hashing, testing) is left out and shown beside it, while
-          its journal, its installing of the binary and its checks afterwards are in.
+upgrade   from the end of the preflight to the end of the old master. The script begins with USR2;
+          the supervisor's preflight (copying, hashing, testing, and the journal's record of what
+          follows) is left out and shown beside it; installing the binary and all checks are in.
 rollback  from the decision, when only the new generation accepts, to the end of the new master.
 
 Every even upgrade goes back to the older version, so that both directions are in the medians.
@@ -21,6 +21,7 @@ import json
 import os
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -66,6 +67,27 @@ class Times:
         return self.phases["preflight"]
 
 
+class ExitTime:
+    """When a process exits, noted by a thread of its own while the caller does other things."""
+
+    def __init__(self, pid: int) -> None:
+        self._exit = script.Exit(pid)
+        self._at: list[float] = []
+        self._thread = threading.Thread(target=self._note, daemon=True)
+        self._thread.start()
+
+    def _note(self) -> None:
+        self._exit.wait()
+        self._at.append(time.monotonic())
+
+    def get(self) -> float:
+        """The time of the exit, in time.monotonic()'s seconds; waits for it."""
+        self._thread.join()
+        if not self._at:
+            raise BenchError("a master that was told to leave did not")
+        return self._at[0]
+
+
 class Scripted:
     """nginx driven by the script."""
 
@@ -103,31 +125,31 @@ class Owned:
         return Times(upgrade=upgrade, rollback=rollback, phases=phases)
 
     def _upgraded(self, target: Build) -> tuple[float, dict[str, float]]:
-        old = script.Exit(self._supervised.masters()[0].pid)
+        old = ExitTime(self._supervised.masters()[0].pid)
         with self._connection() as connection:
-            asked = time.monotonic()
             self._call(connection, "Upgrade", binary=str(target.path))
-            old.wait()  # first: the verdict is told only once it is on disk
-            gone = time.monotonic()
+            while _next(connection).get("phase") != "preflight":
+                pass
+            began = time.monotonic()
             verdict = _last(connection)
+        gone = old.get()
         if verdict["verdict"] != "committed":
             raise BenchError(f"cannot measure an upgrade that ended so: {verdict}")
         phases = verdict["phases"]
         assert isinstance(phases, dict)
         self._supervised.until_state("running")
-        return gone - asked - float(phases["preflight"]), phases
+        return gone - began - float(phases["preflight"]), phases
 
     def _rolled_back(self, target: Build) -> float:
         with self._connection() as upgrading, self._connection() as deciding:
             self._call(upgrading, "Upgrade", binary=str(target.path), hold=True)
             while _next(upgrading).get("phase") != "held":
                 pass
-            new = script.Exit(self._supervised.masters()[-1].pid)
+            new = ExitTime(self._supervised.masters()[-1].pid)
             asked = time.monotonic()
             self._call(deciding, "Rollback")
-            new.wait()
-            gone = time.monotonic()
             verdict = _last(upgrading)
+        gone = new.get()
         if verdict["verdict"] != "rolled_back":
             raise BenchError(f"cannot measure a rollback that ended so: {verdict}")
         return gone - asked

@@ -47,6 +47,9 @@ from supervisor.watch import watch
 
 EXIT_CONFIG = 2
 
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which a running thread lets another one have the interpreter."""
+
 LAST_WORDS = 1.0
 """Seconds that clients get to read their last reply before the supervisor ends."""
 
@@ -69,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         tap = LogTap()
         configure_logs(settings.log, extra=(tap,))
         linux.become_subreaper()
+        # A thread that writes to disk must not keep the engine from a signal for 5 ms (the default).
+        sys.setswitchinterval(SWITCH_INTERVAL)
         return trio.run(_run_alone, given.config, settings, tap)
     except ConfigError as exc:
         print(f"nginx-supervisor: {exc.detail}", file=sys.stderr)
@@ -188,6 +193,7 @@ def build(
         generations=Generations(first_id=runtime_first_id(runtime)),
         post=lambda event: engine.post(event),
         watch=watch_generation,
+        background=nursery.start_soon,
         lock=locks.take,
     )
     prober = Prober(

@@ -27,8 +27,14 @@ from supervisor.operations import ending, preflight, recover, reload, rollback, 
 from supervisor.operations.world import UpgradeRun, World
 
 _ALL = 10_000
-_NO_SIGNAL_FOLLOWS = (Phase.CANARY, Phase.SOAKING)
-"""Phases in which nginx is only looked at: their records need not survive a power cut."""
+_INTENDS = ("USR2", "WINCH", "QUIT or HUP")
+"""Written with the record of the spawning, on disk before the first of these is sent.
+
+How far the upgrade came after that matters only to a supervisor that finds living processes, and
+where they have lived on, so has the page cache: a power cut ends all of nginx, and the next start
+goes by the spawning record (the old files come back) or by the verdict. So no later phase waits
+for the disk.
+"""
 
 _NOT_ITS_FAULT = frozenset({"operator", "stopped", "supervisor_died", "active_exited"})
 """Reasons of a rollback that say nothing about the candidate's binary."""
@@ -198,7 +204,7 @@ class NginxEffects:
         run = self._world.run
         if upgrade is None or after.upgrade is None:
             return
-        record = {
+        record: dict[str, object] = {
             "upgrade_id": upgrade.id,
             "phase": after.phase.value,
             "time": _now(),
@@ -213,7 +219,9 @@ class NginxEffects:
                 "include_text": run.include_text,
                 "include_written": run.include_written,
             }
-        durable = after.phase not in _NO_SIGNAL_FOLLOWS
+        if after.phase is Phase.SPAWNING:
+            record["intends"] = _INTENDS
+        durable = after.phase in (Phase.PREFLIGHT, Phase.SPAWNING)
         append = partial(self._world.journal.append, record, durable=durable)
         if durable:
             await trio.to_thread.run_sync(append)

@@ -228,6 +228,7 @@ class Engine:
         if after.phase is not before.phase:
             await self._leave_phase(before, after)
             unrecorded = await self._record(before, after)
+            self._account(before)
             self._tell_transition(before, after)
         self.state = after
         for action in todo:
@@ -261,6 +262,9 @@ class Engine:
             timer.cancel()
         self._timers.clear()
         await self._end_operation()
+
+    def _account(self, before: State) -> None:
+        """The time since the phase began is its own, with the recording of what comes next."""
         now = self._clock()
         if before.upgrade is not None:
             # A stop during an upgrade undoes it on disk, which is what a rollback is.
@@ -322,6 +326,10 @@ class Engine:
             case actions.Aim(watch):
                 self._effects.aim(watch)
             case actions.Arm(timer=timer, seconds=seconds):
+                if seconds <= 0:
+                    fired = events.TimerFired(timer)
+                    self._send.send_nowait(_Posted(fired, phase=self._phase_number))
+                    return
                 scope = trio.CancelScope()
                 self._timers.append(scope)
                 nursery.start_soon(self._wait_timer, timer, seconds, scope, self._phase_number)

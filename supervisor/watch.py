@@ -66,9 +66,11 @@ async def watch(
 
     async def master() -> None:
         await generation.master.wait_exited()
-        # While the dead master's children still tell whose they are.
-        generation.remember(world.find_strays(generation))
-        generation.exit = await generation.master.exit_status()
+        status = await generation.master.exit_status()
+        if not status.orderly:
+            # One that leaves by itself leaves last; else the youngest workers may be unknown.
+            generation.remember(world.find_strays(generation))
+        generation.exit = status
         changed.set()
         post(
             MasterExited(

@@ -17,6 +17,11 @@ C. The new master dies just before WINCH arrives: nothing is revived. So when no
 HUP while the new master lives adds a set of workers each time, whether or not others run; it is
 sent once, and a surplus is removed by a true reload at the end.
 
+Some of it is visible only afterwards. A master that is busy takes note of its child's death late;
+one that was left with "not accepting" by an earlier repair starts a set too many when its child
+dies; a true reload sleeps 100 ms in the middle, and workers that are owed besides come after that.
+So nothing is called done before nginx has had the time to show what it does by itself.
+
 `next_step` is pure: it sees a `View` and returns the one thing to do now. The driver carries it
 out, looks again and asks again. So it is the same procedure whether it starts from the canary,
 from the soak, after a supervisor died in the middle, or after nginx did half of it.
@@ -24,6 +29,7 @@ from the soak, after a supervisor died in the middle, or after nginx did half of
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -34,6 +40,8 @@ class Limits:
 
     winch: float = 2.0  # for the old workers to begin to leave
     self_revive: float = 1.0  # for nginx to restart the old workers by itself
+    turn: float = 0.05  # for the old master to act on the end of the candidate that it has reaped
+    reload: float = 0.3  # for a true reload to show all of its effects
     revive: float = 5.0  # for the old workers to be back after HUP
     react: float = 2.0  # for the candidate's workers to begin to leave after QUIT
     drain: float = 60.0  # for the candidate's connections to end
@@ -48,6 +56,8 @@ class View:
     old_alive: bool
     old_accepting: int
     old_expected: int
+    old_starting: int = 0  # forked, and not yet accepting
+    old_unshifted: int = 0  # accept still, of those that it had when WINCH was sent
     winch_sent: bool  # to the old master
     winch_consumed: bool  # every worker that it had then is leaving or gone
     candidate_alive: bool
@@ -57,6 +67,7 @@ class View:
     candidate_workers: int  # all that live, accepting or leaving, orphans as well
     waited: float  # since the rollback began
     candidate_gone_for: float | None = None
+    candidate_reaped_for: float | None = math.inf  # since its parent has taken note of that
     hups: int = 0
     hup_ago: float | None = None
     quit_ago: float | None = None  # QUIT to the candidate's master
@@ -100,33 +111,63 @@ def next_step(view: View, limits: Limits) -> Step:
         return _end_candidate(view, limits)
     if view.candidate_workers:
         return _end_orphans(view, limits)
-    if view.old_accepting > view.old_expected and not view.reloaded:
-        return Step.RELOAD_OLD
-    if view.old_accepting > view.old_expected and (view.hup_ago or 0) < limits.revive:
-        return Step.WAIT  # the surplus is leaving
-    return Step.DONE
+    return _settle(view, limits)
 
 
 def _bring_old_back(view: View, limits: Limits) -> Step:
     """DONE once the old generation accepts with all its workers (or with some, at the limit)."""
-    if view.winch_sent and not view.winch_consumed and view.waited < limits.winch:
-        return Step.WAIT  # race A
+    if view.winch_sent and not view.winch_consumed:  # race A
+        if view.waited < (limits.winch if view.candidate_alive else limits.revive):
+            return Step.WAIT
     if view.old_accepting >= view.old_expected:
         return Step.DONE
+    if view.old_unshifted >= view.old_expected:
+        return Step.DONE  # nginx ignores WINCH where it was started in the foreground
     if not view.winch_sent and view.old_accepting and view.waited < limits.self_revive:
         return Step.WAIT  # a worker that died is respawned by its master
     if not view.winch_sent and view.old_accepting:
         return Step.DONE
     if view.hup_ago is None:
-        gone = view.candidate_gone_for
-        if not view.candidate_alive and gone is not None and gone < limits.self_revive:
-            return Step.WAIT  # race B: nginx revives them by itself
-        return Step.HUP_OLD  # race C, or the rule
+        return Step.WAIT if _nginx_may_revive(view, limits) else Step.HUP_OLD
     if view.hup_ago < limits.revive:
         return Step.WAIT
     if view.old_accepting:
         return Step.DONE
     return Step.HUP_OLD if view.hups < MOST_HUPS else Step.GIVE_UP
+
+
+def _nginx_may_revive(view: View, limits: Limits) -> bool:
+    """The candidate is dead, and the old master may restart its workers by itself: race B."""
+    gone = view.candidate_gone_for
+    if view.candidate_alive or gone is None:
+        return False
+    reaped = view.candidate_reaped_for
+    return gone < limits.revive if reaped is None else min(gone, reaped) < limits.self_revive
+
+
+def _settle(view: View, limits: Limits) -> Step:
+    """DONE once nginx has shown everything that it does by itself; a surplus is reloaded away."""
+    if view.candidate_gone_for is not None and not _end_is_digested(view, limits):
+        return Step.WAIT
+    hup = view.hup_ago
+    if view.old_starting and (view.waited if hup is None else hup) < limits.revive:
+        return Step.WAIT
+    surplus = view.old_accepting + view.old_unshifted > view.old_expected
+    if surplus and not view.reloaded:
+        return Step.RELOAD_OLD
+    return Step.WAIT if surplus and (hup or 0) < limits.revive else Step.DONE
+
+
+def _end_is_digested(view: View, limits: Limits) -> bool:
+    """The old master has taken note of the candidate's end and done all that it does then."""
+    gone, reaped = view.candidate_gone_for or 0, view.candidate_reaped_for
+    if reaped is None:
+        return gone >= limits.revive
+    # Beside a candidate that dies by itself a HUP is a true reload; one that we end comes later.
+    means = (view.quit_ago, view.kill_ago)
+    by_itself = not any(ago is not None and ago > gone for ago in means)
+    reloads = by_itself and view.hup_ago is not None
+    return min(gone, reaped) >= (limits.reload if reloads else limits.turn)
 
 
 def _end_candidate(view: View, limits: Limits) -> Step:
@@ -139,13 +180,11 @@ def _end_candidate(view: View, limits: Limits) -> Step:
         return Step.WAIT if view.kill_ago < limits.kill else Step.GIVE_UP
     if not view.candidate_ready and not view.candidate_workers:
         return Step.KILL_CANDIDATE
-    if view.candidate_stopped:
+    if view.candidate_stopped or view.workers_quit_ago is not None:
         return _end_hung_candidate(view, limits)
     if view.quit_ago is None:
         return Step.QUIT_CANDIDATE
     if view.candidate_accepting and view.quit_ago >= limits.react:
-        return _end_hung_candidate(view, limits)
-    if view.workers_quit_ago is not None:
         return _end_hung_candidate(view, limits)
     if not view.candidate_workers and view.quit_ago >= limits.react:
         return Step.KILL_CANDIDATE
@@ -171,15 +210,21 @@ def _end_hung_candidate(view: View, limits: Limits) -> Step:
 
 def _end_orphans(view: View, limits: Limits) -> Step:
     """Workers without a master: QUIT, TERM, KILL, each with its own deadline."""
-    if view.workers_quit_ago is None:
+    told = view.workers_quit_ago
+    if told is None or _forked_since(view, told):
         return Step.QUIT_WORKERS
-    stuck = view.candidate_accepting and view.workers_quit_ago >= limits.react
-    if view.workers_quit_ago < limits.drain and not view.hasten and not stuck:
+    stuck = view.candidate_accepting and told >= limits.react
+    if told < limits.drain and not view.hasten and not stuck:
         return Step.WAIT
-    if view.term_ago is None or view.term_ago > view.workers_quit_ago:
+    if view.term_ago is None or view.term_ago > told:
         return Step.TERM_WORKERS
     if view.term_ago < limits.term:
         return Step.WAIT
-    if view.kill_ago is None or view.kill_ago > view.term_ago:
+    if view.kill_ago is None or view.kill_ago >= view.term_ago:
         return Step.KILL_WORKERS
     return Step.WAIT if view.kill_ago < limits.kill else Step.GIVE_UP
+
+
+def _forked_since(view: View, told: float) -> bool:
+    """A master that lived on may have replaced the workers that were told to leave."""
+    return bool(view.candidate_accepting) and told > (view.candidate_gone_for or 0)

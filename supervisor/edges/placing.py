@@ -103,8 +103,11 @@ def stage(
     return Staged(path=copy, destination=destination, placement=placement)
 
 
-def commit(disk: Disk, staged: Staged) -> None:
+def commit(disk: Disk, staged: Staged, *, durable: bool = True) -> None:
     """The destination is the staged file when this returns, also after a power failure.
+
+    With `durable` False the folder is not synced: the caller does that (`settle`) before the
+    old file may not come back any more.
 
     Raises Refusal `binary_directory_read_only` or `no_space`; the destination is as before then.
     """
@@ -119,7 +122,14 @@ def commit(disk: Disk, staged: Staged) -> None:
             disk.unlink(link)
             disk.symlink(str(staged.path), link)
             disk.rename(link, destination)
-        disk.sync_folder(destination.parent)
+        if durable:
+            disk.sync_folder(destination.parent)
+
+
+def settle(disk: Disk, staged: Staged) -> None:
+    """A commit that was not durable is on disk. Raises Refusal as `commit` does."""
+    with storing("replace the binary", staged.destination, forbidden=READ_ONLY):
+        disk.sync_folder(staged.destination.parent)
 
 
 def discard(disk: Disk, staged: Staged) -> None:

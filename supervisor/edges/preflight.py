@@ -29,7 +29,7 @@ __all__ = ["Active", "Check", "Installation", "NoChange", "Plan", "Request", "pr
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """An upgrade that may begin. Ends in `install` or in `discard`, which block.
+    """An upgrade that may begin. Ends in `install` and `settle`, or in `discard`.
 
     A discard after the installation changes nothing.
     """
@@ -45,12 +45,16 @@ class Plan:
     _undo: list[Callable[[], object]]
 
     def install(self) -> None:
-        """The candidate's files stand where nginx execs them, atomically and on disk.
+        """The candidate's binary stands where nginx execs it, atomically; a rename, no more.
 
         Raises Refusal `binary_directory_read_only` or `no_space`; nothing was replaced then.
         """
-        self._store.commit(self.staged)
+        self._store.commit(self.staged, durable=False)
         self._undo.clear()
+
+    def settle(self) -> None:
+        """What was installed is on disk, also after a power failure. Blocks; raises Refusal."""
+        self._store.settle(self.staged)
 
     def discard(self) -> None:
         """Undoes what preflight did on disk; for a dry run, or when the upgrade does not begin."""

@@ -183,9 +183,13 @@ class VersionStore:
             original=Path(version.source) if version.origin == Origin.DISK.value else None,
         )
 
-    def commit(self, staged: Staged) -> None:
+    def commit(self, staged: Staged, *, durable: bool = True) -> None:
         """The destination is the staged file, atomically. Raises as `placing.commit` does."""
-        placing.commit(self._disk, staged)
+        placing.commit(self._disk, staged, durable=durable)
+
+    def settle(self, staged: Staged) -> None:
+        """A commit that was not durable is on disk. Raises as `placing.commit` does."""
+        placing.settle(self._disk, staged)
 
     def discard(self, staged: Staged) -> None:
         """Removes a staged copy that is not wanted any more; a committed one is left alone."""

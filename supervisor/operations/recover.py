@@ -20,6 +20,7 @@ from supervisor.edges.capture import Capture
 from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.journal import History
 from supervisor.edges.launch import find_leftovers
+from supervisor.edges.pause import pause
 from supervisor.edges.process import Process
 from supervisor.edges.runtime_state import KnownMaster, RuntimeState
 from supervisor.operations.facts import Facts, read_facts, settings_argv
@@ -77,8 +78,8 @@ async def _end_leftover_launches(world: World) -> None:
         if master is not None:
             with trio.move_on_after(LEFTOVER_LIMIT):
                 # A signal mask has no event.
-                while not procfs.catches(master, signal.SIGUSR2):  # noqa: ASYNC110
-                    await trio.sleep(POLL)
+                while not procfs.catches(master, signal.SIGUSR2):
+                    await pause(POLL)
         process = Process.open(intermediate)
         if process is not None:
             world.log.warning("launch.leftover_ended", pid=intermediate, master=master)

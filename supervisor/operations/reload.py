@@ -10,6 +10,7 @@ import trio
 from supervisor.core.errors import OperationFailed, SupervisorError
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Program
+from supervisor.edges.pause import pause
 from supervisor.operations.facts import Facts, read_facts, settings_argv
 from supervisor.operations.world import POLL, World
 
@@ -43,7 +44,7 @@ async def reload(world: World) -> tuple[str, str]:
             fresh = brood.accepting - before
             if len(fresh) >= facts.workers and not before & brood.accepting:
                 break
-            await trio.sleep(POLL * 4)
+            await pause(POLL * 4)
         active.program = await _keep_modules(world, active, facts)
         world.pid_path = active.program.pid_path
         return "reloaded", f"{len(fresh)} workers run the configuration as it is on disk"

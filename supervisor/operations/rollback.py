@@ -11,6 +11,7 @@ from supervisor.core.errors import OperationFailed
 from supervisor.core.rollback import Limits, Step, View, next_step
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Role
+from supervisor.edges.pause import pause
 from supervisor.operations import spawn
 from supervisor.operations.pidfiles import remove_stale_oldbin, settle_pid_file
 from supervisor.operations.restore import put_previous_back
@@ -214,7 +215,7 @@ async def _wait(view: View, candidate: Generation | None) -> None:
         with trio.move_on_after(LOOK_AGAIN):
             await candidate.any_exit()
         return
-    await trio.sleep(POLL)
+    await pause(POLL)
 
 
 async def _finish(

@@ -8,6 +8,7 @@ import trio
 
 from supervisor.core.errors import OperationFailed
 from supervisor.edges.generation import Generation
+from supervisor.edges.pause import pause
 from supervisor.operations.pidfiles import settle_pid_file
 from supervisor.operations.world import POLL, World
 
@@ -39,7 +40,7 @@ async def shift(world: World) -> None:
         # A worker's new title has no event.
         while accepts(old):
             nudge.when_due(old)
-            await trio.sleep(POLL)
+            await pause(POLL)
         _expect_workers(candidate)
         return
     raise OperationFailed(
@@ -91,6 +92,10 @@ async def commit(world: World) -> None:
     assert run is not None
     if candidate is None:
         raise OperationFailed("candidate_exited", "cannot commit: the candidate is gone")
+    if run.usr2_sent and run.installed and run.plan is not None:
+        await run.settled.wait()
+        if run.not_settled is not None:
+            raise OperationFailed(run.not_settled.reason, run.not_settled.detail)
     await settle_pid_file(world, candidate)
     _expect_workers(candidate)
     if candidate.master.stopped:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from supervisor.core.errors import OperationFailed
+from supervisor.core.errors import OperationFailed, SupervisorError
 from supervisor.core.policy import FATAL_CODE
 from supervisor.edges import pidfile, procfs
 from supervisor.edges.generation import Generation, Role
+from supervisor.edges.pause import pause
 from supervisor.edges.process import Process
 from supervisor.operations.world import POLL, UpgradeRun, World
 
@@ -42,7 +44,8 @@ async def spawn(world: World) -> None:
     if old is None or not old.alive:
         raise OperationFailed("active_exited", "cannot upgrade: the old master is gone")
     run.installed = True  # before it is: a rollback that finds the old files there does no harm
-    await trio.to_thread.run_sync(run.plan.install)
+    run.plan.install()
+    world.background(partial(_settle, run))
     pidfile.require(
         Path(world.pid_path),
         pidfile.ProcessIdentity(pid=old.master.pid, start_ticks=old.master.start),
@@ -68,6 +71,20 @@ async def spawn(world: World) -> None:
             f"{run.program.path}; something replaced it at this moment",
         )
     await wait_ready(candidate)
+
+
+async def _settle(run: UpgradeRun) -> None:
+    """Sync the binary's folder beside the start of the candidate; the commit waits for it.
+
+    USR2 need not: until the commit, a power cut leads back to the old binary anyway.
+    """
+    assert run.plan is not None
+    try:
+        await trio.to_thread.run_sync(run.plan.settle)
+    except SupervisorError as exc:
+        run.not_settled = exc
+    finally:
+        run.settled.set()
 
 
 async def _appearance(world: World, run: UpgradeRun, old: Generation, changed: int) -> Generation:
@@ -103,7 +120,7 @@ async def _await_candidate(
             if not handled and not procfs.pending(old.master.pid, signal.SIGUSR2):
                 handled = True
                 waiting.deadline = trio.current_time() + limit
-            await trio.sleep(POLL)
+            await pause(POLL)
         return found
     return None
 
@@ -175,7 +192,7 @@ async def wait_ready(generation: Generation) -> None:
                     f"the master {generation.master.pid} runs and has no workers: they exit while "
                     "they start; nginx's error log says why",
                 )
-        await trio.sleep(POLL)
+        await pause(POLL)
 
 
 async def _expect_no_fatal(generation: Generation) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
 
+from supervisor.core.errors import SupervisorError
 from supervisor.core.events import Event
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Program, Role
@@ -93,6 +94,8 @@ class UpgradeRun:
     from_version: str | None = None
     to_version: str | None = None
     installed: bool = False  # the new binary stands at nginx.binary
+    settled: trio.Event = field(default_factory=trio.Event)  # ... also after a power cut
+    not_settled: SupervisorError | None = None
     usr2_sent: bool = False
     usr2_children: frozenset[int] = frozenset()  # the old master's children before USR2
     winch_workers: frozenset[int] | None = None  # the old workers when WINCH was sent
@@ -117,6 +120,7 @@ class World:
     post: Callable[[Event], None]  # into the engine's queue; never blocks
     watch: Callable[[Generation], None]  # start the watcher of a new generation
     lock: Callable[[str], None]  # on the nginx with this pid file; Refusal where another has it
+    background: Callable[[Callable[[], Awaitable[None]]], None]  # start a task of its own
     run: UpgradeRun | None = None
     pid_path: str = ""  # as the configuration of the serving generation says
     sessions: set[int] = field(default_factory=set)  # of every master of this life
