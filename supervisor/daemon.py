@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tap = LogTap()
         configure_logs(settings.log, extra=(tap,))
         linux.become_subreaper()
-        # A thread that writes to disk must not keep the engine from a signal for 5 ms (the default).
+        # A thread that writes must not keep the engine from a signal for 5 ms (the default).
         sys.setswitchinterval(SWITCH_INTERVAL)
         return trio.run(_run_alone, given.config, settings, tap)
     except ConfigError as exc:
