@@ -116,9 +116,9 @@ def next_step(view: View, limits: Limits) -> Step:
 
 def _bring_old_back(view: View, limits: Limits) -> Step:
     """DONE once the old generation accepts with all its workers (or with some, at the limit)."""
-    if view.winch_sent and not view.winch_consumed:  # race A
-        if view.waited < (limits.winch if view.candidate_alive else limits.revive):
-            return Step.WAIT
+    pending = view.winch_sent and not view.winch_consumed
+    if pending and view.waited < (limits.winch if view.candidate_alive else limits.revive):
+        return Step.WAIT  # race A
     if view.old_accepting >= view.old_expected:
         return Step.DONE
     if view.old_unshifted >= view.old_expected:
