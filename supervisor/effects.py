@@ -60,6 +60,7 @@ class NginxEffects:
         self._told: tuple[object, ...] = ()
         self.last_verdict: dict[str, object] | None = history.last()
         self.starts = 0
+        self._drains: dict[int, float] = {}  # until when each retiring generation may take
         self._masters_changed = trio.Event()
         self._cold = True  # the next start is no restart after a crash
         world.version_of_upgrade = self._version_of_upgrade
@@ -173,7 +174,11 @@ class NginxEffects:
             term=settings.stop.term_timeout,
             kill=settings.stop.kill_timeout,
         )
-        await ending.drain(self._world, leaving, deadlines, self._world.hasten)
+        self._drains[generation] = trio.current_time() + deadlines.quit
+        try:
+            await ending.drain(self._world, leaving, deadlines, self._world.hasten)
+        finally:
+            self._drains.pop(generation, None)
         self._remember_masters()
 
     def hasten(self) -> None:
@@ -273,15 +278,19 @@ class NginxEffects:
         told |= {"upgrade_id": "", "from_version": None, "to_version": None, "judged": False}
         active = world.active
         if active is not None:
-            told["from_version"] = active.program.version
+            told |= {"from_version": active.program.version, "from_id": active.program.stored}
         if of_running and run is not None:
             told["upgrade_id"] = run.id
             told["judged"] = run.judged
             told["from_version"] = run.from_version or told["from_version"]
+            told["from_id"] = run.previous or told.get("from_id")
             told["to_version"] = run.to_version
         told |= given
         if told["reason"] == "canary_inconclusive" and self._evidence.lacking:
             told["detail"] = f"{told['detail']}: {self._evidence.lacking}"
+        if told["reason"] == "previous_generation_draining" and self._drains:
+            left = max(0.0, max(self._drains.values()) - trio.current_time())
+            told["detail"] = f"{told['detail']}; they are ended in {left:.0f} s at the latest"
         if told["verdict"] == Verdict.COMMITTED.value and run is not None and run.quit_sent:
             self._promote()
         if told["verdict"] != Verdict.DONE.value:
@@ -300,9 +309,11 @@ class NginxEffects:
             self._world.log.error("history.not_written", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
 
     def _version_of_upgrade(self, upgrade_id: str) -> str | None:
+        """The id of what ran before; its version for a verdict that an older supervisor wrote."""
         for verdict in self._history.entries(_ALL):
             if verdict.get("upgrade_id") == upgrade_id:
-                return str(verdict.get("from_version"))
+                before = verdict.get("from_id") or verdict.get("from_version")
+                return None if before is None else str(before)
         return None
 
     def _promote(self) -> None:
