@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from supervisor import wire
 
 PROGRAM = "nginxctl"
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0}
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 Parameters = dict[str, object]
 
@@ -27,12 +27,12 @@ class Command:
 
 
 def duration(text: str) -> float:
-    """Seconds from `250ms`, `10s`, `5m` or a plain number.
+    """Seconds from `250ms`, `10s`, `5m`, `1h` or a plain number.
 
     Raises:
         argparse.ArgumentTypeError: it is none of these, negative or infinite.
     """
-    for unit in ("ms", "s", "m"):
+    for unit in _UNITS:
         if text.endswith(unit):
             number, factor = text[: -len(unit)], _UNITS[unit]
             break
@@ -44,7 +44,7 @@ def duration(text: str) -> float:
         seconds = math.nan
     if not (0 <= seconds < math.inf) or not number[-1:].isdigit():
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no duration; write 250ms, 10s, 5m or a number of seconds"
+            f"{text!r} is no duration; write 250ms, 10s, 5m, 1h or a number of seconds"
         )
     return seconds
 
@@ -63,7 +63,7 @@ def _upgrade_arguments(parser: argparse.ArgumentParser) -> None:
         help="absolute path of the new nginx (default: what is now on disk at nginx.binary)",
     )
     parser.add_argument(
-        "--canary", type=duration, metavar="D", help="how long both generations accept"
+        "--canary", type=duration, metavar="D", help="how long both generations accept, such as 10s"
     )
     parser.add_argument(
         "--soak", type=duration, metavar="D", help="how long the new one is watched alone"
@@ -73,7 +73,7 @@ def _upgrade_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="check everything, change nothing")
     parser.add_argument(
-        "--no-wait", action="store_true", help="return as soon as the upgrade is accepted"
+        "--no-wait", action="store_true", help="return once accepted; `nginxctl status` follows it"
     )
     parser.add_argument(
         "--timeout", type=duration, metavar="D", help="stop waiting (not upgrading) after this"
@@ -104,7 +104,9 @@ def _upgrade_parameters(given: argparse.Namespace) -> Parameters:
 
 def _rollback_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--to", metavar="VERSION-OR-ID", help="a stored version, or an upgrade to undo"
+        "--to",
+        metavar="VERSION-OR-ID",
+        help="a stored version (`nginxctl versions`), or an upgrade to undo",
     )
 
 
@@ -120,6 +122,9 @@ def _stop_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _history_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=_positive, metavar="N", help="the last N only")
+    parser.add_argument(
+        "--detail", action="store_true", help="also why, and how long each phase took"
+    )
 
 
 def _events_arguments(parser: argparse.ArgumentParser) -> None:

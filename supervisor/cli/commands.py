@@ -64,7 +64,7 @@ def run_command(words: list[str], options: Options) -> int:
         return _operate(name, command, parameters, options, getattr(given, "timeout", None))
     if name == "events":
         return _events(parameters, options)
-    return _look(name, command, parameters, options)
+    return _look(name, command, parameters, options, in_detail=getattr(given, "detail", False))
 
 
 def show_status_reply(message: bytes) -> int:
@@ -118,11 +118,13 @@ def _operate(
 def _goes_on(name: str, cause: str) -> ClientError:
     text = f"{cause}; the {name} goes on: `nginxctl status` shows it"
     if name == "upgrade":
-        text += ", `nginxctl rollback` ends it"
+        text += ", `nginxctl rollback` takes it back"
     return ClientError(wire.ExitCode.GAVE_UP, text)
 
 
-def _look(name: str, command: Command, parameters: Fields, options: Options) -> int:
+def _look(
+    name: str, command: Command, parameters: Fields, options: Options, *, in_detail: bool
+) -> int:
     timeout = CHECK_TIMEOUT if name == "check" else READ_TIMEOUT
     with Connection(options.socket, timeout=timeout) as connection:
         (reply,) = _replies(connection, command, parameters, more=False)
@@ -137,7 +139,7 @@ def _look(name: str, command: Command, parameters: Fields, options: Options) -> 
 
         show = {
             "status": render.status,
-            "history": render.history,
+            "history": render.history_in_detail if in_detail else render.history,
             "versions": render.versions,
             "check": render.check,
         }[name]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 
 Fields = dict[str, object]
 
 _NEXT_STEPS = {
     "refused": "nothing was changed",
-    "rolled_back": "the previous generation serves; `nginxctl history` keeps this verdict",
+    "rolled_back": "the previous generation serves, nothing is urgent; for the cause see "
+    "`nginxctl history --detail` and `nginxctl events`",
     "failed": "a person is needed: see `nginxctl status` and the supervisor's log",
 }
+_HELD = "`nginxctl promote` commits it, `nginxctl rollback` takes it back"
 
 
 class Timeline:
@@ -20,6 +23,7 @@ class Timeline:
     def __init__(self, name: str) -> None:
         self._name = name
         self._begin = time.monotonic()
+        self._said = ""  # a detail is said once, not by the trigger and by each phase after it
 
     def line(self, event: Fields) -> str:
         """One event as a line."""
@@ -28,9 +32,16 @@ class Timeline:
             return f"{elapsed:9.3f} s  {self._verdict(event)}"
         words = [text(event.get("phase") or event.get("event")).ljust(12)]
         words += [text(event[key]) for key in ("generation", "version") if event.get(key)]
-        words += [text(event[key]) for key in ("reason", "detail") if event.get(key)]
+        if event.get("reason"):
+            words.append(text(event["reason"]))
+        detail = text(event.get("detail") or "")
+        if detail and detail != self._said:
+            words.append(detail)
+            self._said = detail
         if event.get("event") == "accepted" and event.get("upgrade_id"):
             words.append(text(event["upgrade_id"]))
+        if event.get("phase") == "held":
+            words.append(_HELD)
         return f"{elapsed:9.3f} s  {'  '.join(words)}".rstrip()
 
     def _verdict(self, event: Fields) -> str:
@@ -55,28 +66,59 @@ class Timeline:
 
 def status(found: Fields) -> Iterator[str]:
     """The reply of Status."""
-    why = [text(found[key]) for key in ("reason", "detail") if found.get(key)]
-    yield _row("state", text(found.get("state")) + (f"  ({': '.join(why)})" if why else ""))
     upgrade = _fields(found.get("upgrade"))
+    yield _row("state", text(found.get("state")) + _why(found, upgrade))
     if upgrade:
-        yield _row("upgrade", _words(upgrade, "id", "phase", "candidate"))
-    for generation in _each(found.get("generations")):
+        yield from _upgrade(upgrade)
+    generations = _each(found.get("generations"))
+    for generation in generations:
         yield from _generation(generation)
     disk = _fields(found.get("binary_on_disk"))
-    differs = "  (not what runs)" if disk.get("matches_active") is False else ""
-    yield _row("on disk", _words(disk, "version", "path") + differs)
+    yield _row("on disk", _words(disk, "version", "path") + _differs(disk, generations))
     if found.get("config_matches_active") is False:
         yield _row("config", "on disk it differs from what runs: `nginxctl reload` applies it")
     held = _fields(found.get("held_listeners"))
-    addresses = held.get("addresses")
-    names = "  ".join(text(one) for one in addresses) if isinstance(addresses, list) else ""
-    yield _row("held", f"{text(held.get('count', 0))} listeners  {names}".rstrip())
+    if held.get("available"):
+        addresses = held.get("addresses")
+        names = "  ".join(text(one) for one in addresses) if isinstance(addresses, list) else ""
+        yield _row("held", f"{text(held.get('count', 0))} listeners  {names}".rstrip())
     for probe in _each(found.get("probes")):
-        yield _row("probe", _words(probe, "name", "type", "state", "generation", "since", "detail"))
+        since = f"  since {moment(probe['since'])}" if probe.get("since") else ""
+        yield _row("probe", _words(probe, "name", "type", "state", "generation", "detail") + since)
     yield _row("restarts", text(found.get("restarts", 0)))
     last = _fields(found.get("last_verdict"))
     if last:
-        yield _row("last", _verdict_line(last))
+        yield _row("last", "  ".join(filter(None, _verdict_cells(last))))
+
+
+def _why(found: Fields, upgrade: Fields) -> str:
+    """Reason and detail of the state, where they say more than the state and the phase do."""
+    shown = {found.get("state"), upgrade.get("phase")}
+    why = [text(found[key]) for key in ("reason", "detail") if found.get(key)]
+    if why and found.get("reason") in shown:
+        del why[0]
+    return f"  ({': '.join(why)})" if why else ""
+
+
+def _upgrade(upgrade: Fields) -> Iterator[str]:
+    words = _words(upgrade, "id", "phase", "candidate")
+    if upgrade.get("from_version") and upgrade.get("to_version"):
+        words += f"  {text(upgrade['from_version'])} -> {text(upgrade['to_version'])}"
+    spent, whole = upgrade.get("phase_elapsed_s"), upgrade.get("elapsed_s")
+    if isinstance(spent, int | float) and isinstance(whole, int | float):
+        words += f"  ({spent:.1f} s in this phase, {whole:.1f} s in all)"
+    yield _row("upgrade", words)
+    if upgrade.get("phase") == "held":
+        yield _row("", _HELD)
+
+
+def _differs(disk: Fields, generations: Iterable[Fields]) -> str:
+    if disk.get("matches_active") is not False:
+        return ""
+    for one in generations:
+        if one.get("role") == "candidate" and one.get("sha256") == disk.get("sha256"):
+            return "  (the candidate's)"
+    return "  (not what runs)"
 
 
 def _generation(generation: Fields) -> Iterator[str]:
@@ -96,9 +138,26 @@ def _generation(generation: Fields) -> Iterator[str]:
 
 
 def history(found: Fields) -> Iterator[str]:
-    """The reply of History."""
-    for entry in _each(found.get("entries")):
-        yield f"{text(entry.get('time')):<24}  {_verdict_line(entry)}"
+    """The reply of History, one line for each verdict."""
+    yield from _table([_verdict_cells(entry) for entry in _each(found.get("entries"))])
+
+
+def history_in_detail(found: Fields) -> Iterator[str]:
+    """The same, and below each line its detail and how long each phase took."""
+    entries = _each(found.get("entries"))
+    for line, entry in zip(history(found), entries, strict=True):
+        yield line
+        if entry.get("detail"):
+            yield f"    {text(entry['detail'])}"
+        phases = {
+            name: spent
+            for name, spent in _fields(entry.get("phases")).items()
+            if isinstance(spent, int | float)
+        }
+        if phases:
+            yield "    " + ", ".join(
+                f"{text(name)} {spent:.3f} s" for name, spent in phases.items()
+            )
 
 
 def versions(found: Fields) -> Iterator[str]:
@@ -106,10 +165,14 @@ def versions(found: Fields) -> Iterator[str]:
     rows = []
     for version in _each(found.get("versions")):
         marks = {"active": "active", "on_disk": "on disk", "good": "good"}
-        notes = ", ".join(word for key, word in marks.items() if version.get(key))
+        notes = [word for key, word in marks.items() if version.get(key)]
+        if version.get("good") is False:
+            notes.append("rejected")
         modules = version.get("modules")
         count = f"{len(modules)} modules" if isinstance(modules, list) else ""
-        rows.append([*(text(version.get(key)) for key in ("version", "id")), count, notes])
+        stored = f"stored {moment(version['stored'])}" if version.get("stored") else ""
+        number = text(version.get("version") or "unknown")
+        rows.append([number, text(version.get("id")), count, ", ".join(notes), stored])
     yield from _table(rows)
 
 
@@ -123,7 +186,17 @@ def check(found: Fields) -> Iterator[str]:
 def log_event(entry: Fields) -> str:
     """One LogEvent."""
     fields = [f"{text(key)}={text(value)}" for key, value in _fields(entry.get("fields")).items()]
-    return "  ".join([_words(entry, "time", "level", "event"), *fields])
+    return "  ".join([moment(entry.get("time")), _words(entry, "level", "event"), *fields])
+
+
+def moment(value: object) -> str:
+    """A time of the interface as people read it: `2026-01-02 03:04:05.678 UTC`."""
+    written = text(value)
+    day, between, rest = written.partition("T")
+    clock = rest.removesuffix("Z").removesuffix("+00:00")
+    if not between or clock == rest:
+        return written
+    return f"{day} {clock} UTC"
 
 
 def text(value: object) -> str:
@@ -133,12 +206,15 @@ def text(value: object) -> str:
     return "".join(c if c.isprintable() else "?" for c in " ".join(str(value).split("\n")))
 
 
-def _verdict_line(verdict: Fields) -> str:
-    words = _words(verdict, "upgrade_id", "operation", "verdict", "reason")
+def _verdict_cells(verdict: Fields) -> list[str]:
+    """When, which, what was asked for, how it ended, why, from where to where, how long it took."""
+    versions = ""
     if verdict.get("from_version") and verdict.get("to_version"):
-        words += f"  {text(verdict['from_version'])} -> {text(verdict['to_version'])}"
+        versions = f"{text(verdict['from_version'])} -> {text(verdict['to_version'])}"
     elapsed = verdict.get("elapsed_s")
-    return words + (f"  {elapsed:.3f} s" if isinstance(elapsed, int | float) else "")
+    cells = [moment(verdict["time"])] if verdict.get("time") else []
+    cells += [text(verdict.get(key)) for key in ("upgrade_id", "operation", "verdict", "reason")]
+    return [*cells, versions, f"{elapsed:.3f} s" if isinstance(elapsed, int | float) else ""]
 
 
 def _row(label: str, content: str) -> str:
@@ -150,9 +226,9 @@ def _words(fields: Fields, *keys: str) -> str:
 
 
 def _table(rows: list[list[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(map(len, column)) for column in zip_longest(*rows, fillvalue="")]
     for row in rows:
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=False))
         yield "  ".join(cells).rstrip()
 
 
@@ -160,5 +236,5 @@ def _fields(value: object) -> Fields:
     return value if isinstance(value, dict) else {}
 
 
-def _each(value: object) -> Iterable[Fields]:
+def _each(value: object) -> list[Fields]:
     return [_fields(one) for one in value] if isinstance(value, list) else []

@@ -353,7 +353,15 @@ async def test_history_versions_check_events(control: str, backend: FakeBackend)
         (["check"], [backend.checked]),
     ):
         assert (await nginxctl("--socket", control, "--json", *words)).lines == objects
-    assert "probe_failed" in (await nginxctl("--socket", control, "history")).out
+    brief = (await nginxctl("--socket", control, "history")).out.splitlines()
+    assert "probe_failed" in brief[1]
+    assert len({line.index("1.22.1 -> 1.26.3") for line in brief}) == 1  # the columns are aligned
+    detailed = (await nginxctl("--socket", control, "history", "--detail")).out.splitlines()
+    assert detailed[::3] == brief
+    assert detailed[1:3] == [
+        "    cannot say more; look at the log",
+        "    preflight 0.100 s, canary 0.200 s",
+    ]
     assert (
         "1.22.1-abababab  0 modules  active"
         in (await nginxctl("--socket", control, "versions")).out
@@ -423,13 +431,13 @@ async def test_a_reader_that_went_away_does_not_change_the_end(
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("250ms", 0.25), ("10s", 10.0), ("5m", 300.0), ("1.5", 1.5), ("0", 0.0), ("0s", 0.0)],
+    [("250ms", 0.25), ("10s", 10.0), ("5m", 300.0), ("1.5", 1.5), ("0", 0.0), ("1h", 3600.0)],
 )
 def test_durations(text: str, seconds: float) -> None:
     assert duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "s", "1h", "-1s", "inf", "nan", "1 s", "1e400", "10sec"])
+@pytest.mark.parametrize("text", ["", "s", "h", "-1s", "inf", "nan", "1 s", "1e400", "10sec"])
 def test_no_durations(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is no duration"):
         duration(text)
