@@ -181,6 +181,11 @@ class Engine:
                 self._all_told = trio.Event()
                 await self._all_told.wait()
 
+    def elapsed(self) -> tuple[float, float]:
+        """Seconds of the running upgrade so far, and of the phase that it is in."""
+        phase = self._clock() - self._phase_since
+        return sum(self.phase_times.values()) + phase, phase
+
     # --- the loop ---------------------------------------------------------------------------
 
     async def run(
@@ -407,6 +412,9 @@ class Engine:
             reason, detail = await self._effects.reload()
         except SupervisorError as exc:
             self._answer(request, "failed", exc.reason, exc.detail)
+        except Exception as exc:  # noqa: BLE001 - a bug of ours must not end the supervisor
+            self._log.exception("operation.bug", operation="reload")
+            self._answer(request, "failed", "internal_error", _fault("reload", exc))
         else:
             self._answer(request, "committed", reason, detail)
         self.post(events.ReloadEnded())
@@ -416,6 +424,8 @@ class Engine:
             await self._effects.retire(generation)
         except SupervisorError as exc:
             self._log.error("generation.stuck", generation=f"g{generation}", detail=exc.detail)
+        except Exception:  # noqa: BLE001 - a bug of ours must not end the supervisor
+            self._log.exception("operation.bug", operation="retire", generation=f"g{generation}")
         self.post(events.GenerationGone(generation=generation))
 
     # --- answers ----------------------------------------------------------------------------
@@ -517,11 +527,15 @@ def _needs_record(action: actions.Action) -> bool:
 
 def _bug(run: actions.Run, exc: Exception, now: float) -> events.Failed:
     """An operation that failed by a fault of the supervisor: the machine goes on as for any."""
-    detail = (
-        f"cannot {run.operation.value.replace('_', ' ')}: a fault in the supervisor "
-        f"({type(exc).__name__}: {exc}); please report it with the log"
-    )
+    detail = _fault(run.operation.value.replace("_", " "), exc)
     return events.Failed(reason="internal_error", detail=detail, at=now)
+
+
+def _fault(what: str, exc: Exception) -> str:
+    return (
+        f"cannot {what}: a fault in the supervisor ({type(exc).__name__}: {exc}); "
+        "please report it with the log"
+    )
 
 
 def public_state(state: State) -> str:
