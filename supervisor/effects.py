@@ -36,7 +36,12 @@ goes by the spawning record (the old files come back) or by the verdict. So no l
 for the disk.
 """
 
-_NOT_ITS_FAULT = frozenset({"operator", "stopped", "supervisor_died", "active_exited"})
+_NOT_ITS_FAULT = frozenset(
+    {
+        "operator", "stopped", "supervisor_died", "active_exited", "usr2_ignored", "winch_ignored",
+        "probe_listener_shared", "foreign_binary",
+    }
+)  # fmt: skip
 """Reasons of a rollback that say nothing about the candidate's binary."""
 
 
@@ -103,6 +108,7 @@ class NginxEffects:
         if found is None:
             return await self._start(rescue=False)
         self._cold = False
+        self.starts += 1  # what was adopted counts as the first: the next is a restart
         self._remember_masters()
         return found
 
@@ -345,15 +351,26 @@ class NginxEffects:
                 plan.discard()
             if run.include_written:
                 world.listener.restore(run.include_text)
+            self._prune(run)  # a refused binary was stored to be checked
             return
-        if plan is None or plan.stored.id == run.previous:
+        if plan is None:  # of a supervisor that died; what it committed is active by now
+            active = world.active
+            if verdict == Verdict.COMMITTED.value and active and active.program.stored:
+                world.store.mark_good(active.program.stored)
+            return
+        if plan.stored.id == run.previous:
             return
         if verdict == Verdict.COMMITTED.value and run.quit_sent:
             world.store.mark_good(plan.stored.id)
         elif verdict != Verdict.COMMITTED.value and reason not in _NOT_ITS_FAULT:
             world.store.mark_bad(plan.stored.id)
+        self._prune(run)
+
+    def _prune(self, run: UpgradeRun) -> None:
+        world, plan = self._world, run.plan
         in_use = {one.program.sha256 for one in world.generations}
-        protect = [one for one in (run.previous, plan.stored.id) if one is not None]
+        stored = None if plan is None else plan.stored.id
+        protect = [one for one in (run.previous, stored) if one is not None]
         world.store.prune(in_use, protect=protect, destination=Path(world.settings.nginx.binary))
 
     # --- telling ----------------------------------------------------------------------------

@@ -6,6 +6,8 @@ the pid file is asked last.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,10 +22,11 @@ from supervisor.edges.capture import Capture
 from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.journal import History
 from supervisor.edges.launch import find_leftovers
+from supervisor.edges.nginx_binary import version_of
 from supervisor.edges.pause import pause
 from supervisor.edges.process import Process
 from supervisor.edges.runtime_state import KnownMaster, RuntimeState
-from supervisor.operations.facts import Facts, read_facts, settings_argv
+from supervisor.operations.facts import Facts, environment, read_facts, settings_argv
 from supervisor.operations.world import POLL, UpgradeRun, World
 
 LEFTOVER_LIMIT = 5.0
@@ -128,6 +131,8 @@ async def _adopt_by_pid_file(world: World, path: Path, facts: Facts | None) -> N
     claim = pidfile.read_claim(path)
     if claim.pid is None or facts is None:
         return
+    if any(one.master.pid == claim.pid for one in world.generations):
+        return  # the candidate, after the old master's end: nobody is two generations
     process = Process.open(claim.pid)
     if process is None:
         return
@@ -140,12 +145,14 @@ async def _adopt_by_pid_file(world: World, path: Path, facts: Facts | None) -> N
     stored = await trio.to_thread.run_sync(
         lambda: world.store.take_from_process(process.pid, modules=facts.modules)
     )
+    version = stored.version or await _version_of(world, claim.pid, facts)
     program = facts.refresh(
         Program(
-            version=stored.version or facts.build.version, sha256=stored.sha256,
-            path=world.settings.nginx.binary, stored=stored.id,
+            version=version, sha256=stored.sha256, path=world.settings.nginx.binary,
+            stored=stored.id,
         )
     )  # fmt: skip
+    await trio.to_thread.run_sync(world.store.set_version, stored.id, version)
     await trio.to_thread.run_sync(world.store.mark_good, stored.id)
     generation = Generation(
         id=world.generations.reserve(), role=Role.ACTIVE, master=process, program=program,
@@ -153,6 +160,20 @@ async def _adopt_by_pid_file(world: World, path: Path, facts: Facts | None) -> N
     )  # fmt: skip
     world.join(generation)
     world.log.info("generation.adopted", generation=f"g{generation.id}", pid=process.pid)
+
+
+async def _version_of(world: World, pid: int, facts: Facts) -> str:
+    """What the master runs, which need not be what is on disk: a package may have replaced it."""
+    with contextlib.suppress(OSError):
+        on_disk = os.stat(world.settings.nginx.binary)
+        if procfs.executable(pid) == (on_disk.st_dev, on_disk.st_ino):
+            return facts.build.version
+    try:
+        build = await version_of(Path(f"/proc/{pid}/exe"), environment(world))
+    except SupervisorError as exc:
+        world.log.warning("recover.version_unknown", reason=exc.reason, detail=exc.detail)
+        return ""
+    return build.version
 
 
 def _run_of(world: World, record: Mapping[str, object]) -> UpgradeRun:
@@ -171,6 +192,9 @@ def _run_of(world: World, record: Mapping[str, object]) -> UpgradeRun:
         include_written=record.get("include_written") is True,
     )
     run.to_version = _text(record.get("to_version"))
+    if run.previous is not None:
+        with contextlib.suppress(SupervisorError):
+            run.from_version = world.store.get(run.previous).version
     if run.program is None and old is not None:
         run.program = Program(
             version=run.to_version or "", sha256="", path=world.settings.nginx.binary,
@@ -193,9 +217,11 @@ async def _nothing_left(world: World) -> None:
 
 async def _adopted(world: World, record: Mapping[str, object] | None) -> Succeeded:
     active, candidate = world.active, world.candidate
+    phase = "" if record is None else str(record["phase"])
+    committed = phase == Phase.COMMITTING.value and _holds_up(candidate)
     if active is None:
         assert candidate is not None
-        if record is not None and world.run is not None:
+        if record is not None and world.run is not None and not committed:
             # Only the candidate lives, and nobody has judged it: the rollback starts the old
             # version on its sockets.
             left = InterruptedUpgrade(
@@ -205,19 +231,16 @@ async def _adopted(world: World, record: Mapping[str, object] | None) -> Succeed
             return Succeeded(generation=None, interrupted=left)
         candidate.role = Role.ACTIVE
         active, candidate = candidate, None
+    elif committed and candidate is not None:
+        active.role, candidate.role = Role.RETIRING, Role.ACTIVE
+        active, candidate = candidate, None
     world.last_program = active.program
+    world.pid_path = active.program.pid_path or world.pid_path
     retiring = frozenset(one.id for one in world.generations if one.role is Role.RETIRING)
     note = f"adopted nginx {active.program.version}, master {active.master.pid}"
     if record is None or world.run is None:
         return Succeeded(generation=active.id, retiring=retiring, note=note)
-    phase = str(record["phase"])
     detail = f"the supervisor died while the upgrade was in {phase}"
-    committed = phase == Phase.COMMITTING.value and _holds_up(candidate)
-    if committed and candidate is not None:
-        active.role, candidate.role = Role.RETIRING, Role.ACTIVE
-        retiring |= {active.id}
-        world.pid_path = candidate.program.pid_path or world.pid_path
-        active, candidate = candidate, None
     left = InterruptedUpgrade(
         upgrade_id=world.run.id, candidate=None if candidate is None else candidate.id,
         detail=detail, committed=committed,

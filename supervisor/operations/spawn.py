@@ -105,7 +105,8 @@ async def _appearance(world: World, run: UpgradeRun, old: Generation, changed: i
     raise OperationFailed(
         "usr2_ignored",
         f"the old master {old.master.pid} did not react to USR2 within {USR2_LIMIT * 1000:.0f} ms;"
-        " it ignores the signal while the parent that started it lives",
+        " it ignores the signal while the parent that started it lives; nginxctl restart starts it"
+        " so that it can be upgraded",
     )
 
 

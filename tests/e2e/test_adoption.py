@@ -1,0 +1,363 @@
+"""An nginx that somebody else started, and an upgrade that a dead supervisor left in any phase."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from supervisor.edges.journal import decode_line, encode_line
+from tests.e2e.harness import checks, processes, site, supervised
+from tests.e2e.harness.bare import until
+from tests.e2e.harness.cradle import kill
+from tests.e2e.harness.settings import probe
+from tests.e2e.harness.site import Options, put, sha256
+from tests.e2e.harness.supervised import Supervised
+from tools.load import Load, Report
+from tools.nginx_builds import candidate
+from tools.nginx_cache import Build
+
+LIGHT = {"new": 2, "new_rate": 60.0, "keepalive": 0, "idle": 0, "slow": 0, "timeout": 5.0}
+"""New connections alone: whatever happens, none of them may fail."""
+
+
+# --- started by somebody else ----------------------------------------------------------------
+
+
+def by_hand(nginx: Supervised) -> int:
+    """Start nginx without the supervisor; its master once all workers accept."""
+    one = nginx.site
+    launcher = nginx.cradle.run(one.argv, env={}, output=one.folder / "bare.log")
+    if one.options.daemon != "off":
+        assert nginx.cradle.wait(launcher) == 0, (one.folder / "bare.log").read_text()
+
+    def serves() -> bool:
+        accepting = [seen for seen in nginx.nginx() if seen.is_accepting]
+        return len(accepting) == one.options.workers and one.pid_path.exists()
+
+    until("nginx by hand", serves)
+    (master,) = nginx.masters()
+    return master.pid
+
+
+def test_a_daemon_is_adopted_and_upgraded(oldest: Build, newest: Build) -> None:
+    with site.make(oldest, Options(daemon="on")) as one, supervised.on(one) as nginx:
+        pid = by_hand(nginx)
+        with Load(one.plan(**LIGHT)) as load:
+            nginx.start()
+            assert nginx.status()["restarts"] == 0
+            assert [seen.pid for seen in nginx.masters()] == [pid]
+            checks.assert_settled(nginx, oldest, sha256(oldest.path))
+            assert nginx.ctl("upgrade", candidate(newest, "status_500")).code == 4
+            checks.assert_settled(nginx, oldest, sha256(oldest.path))
+            assert [seen.pid for seen in nginx.masters()] == [pid]
+            answer = nginx.ctl("upgrade", newest.path)
+            assert answer.code == 0, answer
+            nginx.until_state("running")
+            report = load.stop()
+        assert report.failures == bad_answers(report), report
+        checks.assert_settled(nginx, newest, sha256(newest.path))
+        assert nginx.ctl("rollback").code == 0
+        checks.assert_settled(nginx, oldest, sha256(oldest.path))
+
+
+def bad_answers(report: Report) -> int:
+    """What a bad candidate answered in its canary: that is not lost, it was answered."""
+    return report.count("status")
+
+
+def test_a_foreground_nginx_cannot_be_upgraded_and_is_not_harmed(
+    oldest: Build, newest: Build
+) -> None:
+    with site.make(oldest, Options(daemon="off")) as one, supervised.on(one) as nginx:
+        pid = by_hand(nginx)  # the cradle is its parent, and lives
+        with Load(one.plan(**LIGHT)) as load:
+            nginx.start()
+            answer = nginx.ctl("upgrade", newest.path)
+            assert answer.code in (3, 4), answer
+            assert answer.reason in ("usr2_would_be_refused", "usr2_ignored")
+            assert "parent" in answer.last["detail"], answer
+            assert answer.last["phases"].get("spawning", 0) < 1
+            assert load.stop().failures == 0
+        assert [seen.pid for seen in nginx.masters()] == [pid]
+        checks.assert_settled(nginx, oldest, sha256(oldest.path))
+        # It was not the binary's fault: a restart makes nginx ours, and then it is taken.
+        assert nginx.ctl("restart").code == 0
+        again = nginx.ctl("upgrade", newest.path)
+        assert again.code == 0, again
+        checks.assert_settled(nginx, newest, sha256(newest.path))
+
+
+def test_a_foreground_nginx_whose_parent_has_left(oldest: Build, newest: Build) -> None:
+    """It takes USR2 by now but still no WINCH, as it never made itself a daemon."""
+    with site.make(oldest, Options(daemon="off")) as one, supervised.on(one) as nginx:
+        script = one.folder / "start.sh"
+        script.write_text('#!/bin/sh\n"$@" &\nwait\n')
+        script.chmod(0o755)
+        shell = nginx.cradle.run([script, *one.argv], env={}, output=one.folder / "bare.log")
+        until("workers", lambda: len([s for s in nginx.nginx() if s.is_accepting]) == 2)
+        nginx.start()
+        kill(shell, signal.SIGKILL)
+        nginx.cradle.wait(shell)
+        with Load(one.plan(**LIGHT)) as load:
+            answer = nginx.ctl("upgrade", newest.path)
+            assert (answer.code, answer.reason) == (4, "winch_ignored"), answer
+            assert "nginxctl restart" in answer.last["detail"]
+            checks.assert_rolled_back(nginx, oldest, sha256(oldest.path))
+            assert load.stop().failures == 0
+        assert nginx.ctl("restart").code == 0
+        assert nginx.ctl("upgrade", newest.path).code == 0
+        checks.assert_settled(nginx, newest, sha256(newest.path))
+
+
+def test_an_adopted_nginx_is_restarted_after_a_crash(oldest: Build, newest: Build) -> None:
+    with site.make(oldest, Options(daemon="on")) as one, supervised.on(one) as nginx:
+        pid = by_hand(nginx)
+        nginx.start()
+        os.kill(pid, signal.SIGKILL)
+        until("another master", lambda: pid not in [seen.pid for seen in nginx.masters()])
+        until("counted", lambda: nginx.status()["restarts"] == 1, poll=0.05)
+        checks.assert_settled(nginx, oldest, sha256(oldest.path))
+        assert nginx.ctl("upgrade", newest.path).code == 0
+        checks.assert_settled(nginx, newest, sha256(newest.path))
+
+
+def test_a_binary_that_was_replaced_before_the_adoption(oldest: Build, newest: Build) -> None:
+    with site.make(oldest, Options(daemon="on")) as one, supervised.on(one) as nginx:
+        by_hand(nginx)
+        put(newest.path, one.binary)
+        nginx.start()
+        status = nginx.status()
+        assert status["generations"][0]["version"] == oldest.version
+        assert status["generations"][0]["sha256"] == sha256(oldest.path)
+        assert status["binary_on_disk"]["version"] == newest.version
+        assert status["binary_on_disk"]["matches_active"] is False
+        answer = nginx.ctl("upgrade")
+        assert answer.code == 0, answer
+        assert answer.last["from_version"] == oldest.version
+        checks.assert_settled(nginx, newest, sha256(newest.path))
+        # What ran before was kept out of /proc, although its file was gone.
+        assert nginx.ctl("rollback").code == 0
+        checks.assert_settled(nginx, oldest, sha256(oldest.path))
+
+
+# --- a supervisor that dies in the middle ----------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Death:
+    """When the supervisor dies: the candidate and the arguments that make the phase last."""
+
+    phase: str
+    kind: str = "good"
+    arguments: tuple[str, ...] = ()
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return self.phase
+
+
+SHORT = {"rollback_quit_timeout": "1s", "rollback_term_timeout": "500ms"}
+DEATHS = (
+    Death(phase="spawning", kind="hang", settings=SHORT),
+    Death(phase="canary", arguments=("--canary", "60s")),
+    Death(phase="soaking", arguments=("--soak", "60s")),
+    Death(phase="held", arguments=("--hold",)),
+)
+
+
+@contextmanager
+def upgrading(build: Build, death: Death, binary: Path) -> Iterator[tuple[Supervised, Load]]:
+    """An upgrade under load; its phase has begun."""
+    with (
+        site.make(build) as one,
+        supervised.running(one, {"upgrade": dict(death.settings)}) as nginx,
+        Load(one.plan(**LIGHT)) as load,
+    ):
+        client = nginx.begin("upgrade", binary, *death.arguments)
+        nginx.until_phase(death.phase)
+        try:
+            yield nginx, load
+        finally:
+            client.kill()
+            client.communicate()
+
+
+def assert_ended_well(
+    nginx: Supervised, load: Load, build: Build, binary: Path, verdict: tuple[str, str]
+) -> None:
+    """One verdict, nothing lost, right files; and the supervisor is good for another upgrade."""
+    nginx.until_state("running")
+    told = nginx.history()
+    assert [(one["verdict"], one["reason"]) for one in told] == [verdict], told
+    checks.assert_settled(nginx, build, sha256(binary))
+    other = candidate(build, "good")
+    answer = nginx.ctl("upgrade", other)
+    assert answer.code == 0, answer
+    nginx.until_state("running")
+    report = load.stop()
+    assert report.failures == 0, report
+    checks.assert_settled(nginx, build, sha256(other))
+    assert len(nginx.history()) == 2
+
+
+ROLLED_BACK = ("rolled_back", "supervisor_died")
+
+
+@pytest.mark.parametrize("death", DEATHS, ids=str)
+def test_a_death_before_the_commit_is_rolled_back(
+    oldest: Build, newest: Build, death: Death
+) -> None:
+    with upgrading(oldest, death, candidate(newest, death.kind)) as (nginx, load):
+        if death.phase == "spawning":
+            until("USR2", nginx.site.oldbin_path.exists)
+        nginx.die()
+        nginx.start()
+        assert_ended_well(nginx, load, oldest, oldest.path, ROLLED_BACK)
+
+
+def test_a_death_in_preflight(oldest: Build, newest: Build) -> None:
+    with site.make(oldest) as one, socket.create_server(("127.0.0.1", one.spare_port)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        # Nobody has heard of this probe yet, so preflight waits for its word.
+        mute = probe(one, name="mute", url=f"http://{address}/", timeout="20s", interval="60s")
+        with (
+            supervised.running(one, {"probe": [mute, probe(one)]}) as nginx,
+            Load(one.plan(**LIGHT)) as load,
+        ):
+            client = nginx.begin("upgrade", newest.path)
+            nginx.until_phase("preflight")
+            nginx.die()
+            assert nginx.end(client).code == 6
+            nginx.settings["probe"] = [probe(one)]
+            nginx.start()
+            nginx.until_state("running")
+            (verdict,) = nginx.history()
+            assert verdict["reason"] == "supervisor_died"
+            assert_ended_well(
+                nginx, load, oldest, oldest.path, (verdict["verdict"], "supervisor_died")
+            )
+
+
+@pytest.mark.parametrize("awake", ["before", "after"])
+def test_a_death_while_winch_is_on_its_way(oldest: Build, newest: Build, awake: str) -> None:
+    death = Death(phase="canary", arguments=("--canary", "1s"))
+    with upgrading(oldest, death, newest.path) as (nginx, load):
+        old = nginx.masters()[0].pid
+        os.kill(old, signal.SIGSTOP)
+        try:
+            nginx.until_phase("shifting")
+            nginx.die()
+            if awake == "after":
+                nginx.start()
+        finally:
+            os.kill(old, signal.SIGCONT)
+        if awake == "before":
+            nginx.start()
+        assert_ended_well(nginx, load, oldest, oldest.path, ROLLED_BACK)
+
+
+def decide_to_commit(nginx: Supervised) -> None:
+    """What the supervisor writes when it begins to commit; it dies before its next step.
+
+    The phase takes a few milliseconds, too few to be hit from outside.
+    """
+    journal = nginx.site.folder / "state" / "journal.jsonl"
+    decoded = decode_line(journal.read_bytes().splitlines()[-1])
+    assert not isinstance(decoded, str), decoded
+    number, record = decoded
+    with journal.open("ab") as file:
+        file.write(encode_line(number + 1, {**record, "phase": "committing"}))
+
+
+@pytest.mark.parametrize("quit_sent", [False, True], ids=["before-QUIT", "after-QUIT"])
+def test_a_death_in_the_commit(oldest: Build, newest: Build, *, quit_sent: bool) -> None:
+    death = Death(phase="held", arguments=("--hold",))
+    with upgrading(oldest, death, newest.path) as (nginx, load):
+        old = nginx.masters()[0].pid
+        nginx.die()
+        decide_to_commit(nginx)
+        if quit_sent:
+            os.kill(old, signal.SIGQUIT)
+            until("the old master gone", lambda: processes.look(old) is None)
+        nginx.start()
+        assert_ended_well(nginx, load, newest, newest.path, ("committed", "supervisor_died"))
+
+
+def test_what_a_dead_supervisor_committed_is_good_for_a_cold_start(
+    oldest: Build, newest: Build
+) -> None:
+    death = Death(phase="held", arguments=("--hold",))
+    with upgrading(oldest, death, newest.path) as (nginx, load):
+        nginx.die()
+        decide_to_commit(nginx)
+        nginx.start()
+        nginx.until_state("running")
+        load.stop()
+        for one in nginx.nginx():
+            kill(one.pid, signal.SIGKILL)
+        until("a restart", lambda: nginx.status()["restarts"] == 1, poll=0.05)
+        checks.assert_settled(nginx, newest, sha256(newest.path))
+        by_sha = {one["sha256"]: one for one in nginx.ctl("versions").lines}
+        assert by_sha[sha256(newest.path)]["good"] is True
+        assert nginx.ctl("rollback").code == 0
+        checks.assert_settled(nginx, oldest, sha256(oldest.path))
+
+
+def test_a_death_in_the_drain(oldest: Build, newest: Build) -> None:
+    with (
+        site.make(oldest) as one,
+        supervised.running(one) as nginx,
+        Load(one.plan(new=0, keepalive=0, idle=0, slow_seconds=2)) as slow,
+        Load(one.plan(**LIGHT)) as load,
+    ):
+        assert nginx.ctl("upgrade", newest.path).code == 0
+        assert nginx.status()["state"] == "draining"
+        nginx.die()
+        nginx.start()
+        assert_ended_well(nginx, load, newest, newest.path, ("committed", "healthy"))
+        assert slow.stop().failures == 0
+
+
+@pytest.mark.parametrize("phase", ["canary", "held"])
+def test_a_death_in_the_rollback(oldest: Build, newest: Build, phase: str) -> None:
+    arguments = {"canary": ("--canary", "60s"), "held": ("--hold",)}[phase]
+    death = Death(phase=phase, arguments=arguments, settings=SHORT)
+    # It does not leave when told to, so that the rollback takes a while.
+    with upgrading(oldest, death, candidate(newest, "deaf_master")) as (nginx, load):
+        back = nginx.begin("rollback")
+        nginx.until_phase("rolling_back")
+        nginx.die()
+        assert nginx.end(back).code == 6
+        nginx.start()
+        nginx.until_state("running")
+        (verdict,) = nginx.history()
+        assert_ended_well(nginx, load, oldest, oldest.path, ("rolled_back", verdict["reason"]))
+
+
+def test_two_deaths_in_one_upgrade(oldest: Build, newest: Build) -> None:
+    death = Death(phase="held", arguments=("--hold",), settings=SHORT)
+    with upgrading(oldest, death, candidate(newest, "deaf_master")) as (nginx, load):
+        nginx.die()
+        nginx.launch()
+        until("the successor's rollback", lambda: "rollback.step" in nginx.log_text(), poll=0.02)
+        nginx.die()
+        nginx.start()
+        assert_ended_well(nginx, load, oldest, oldest.path, ROLLED_BACK)
+
+
+def test_a_death_with_the_old_master(oldest: Build, newest: Build) -> None:
+    """Both die at once: only a candidate that nobody has judged is left."""
+    death = Death(phase="held", arguments=("--hold",))
+    with upgrading(oldest, death, newest.path) as (nginx, load):
+        old = nginx.masters()[0].pid
+        nginx.die()
+        kill(old, signal.SIGKILL)
+        nginx.start()
+        assert_ended_well(nginx, load, oldest, oldest.path, ROLLED_BACK)
