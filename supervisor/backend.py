@@ -61,7 +61,18 @@ class Backend:
             probes=self._evidence.report(),
             restarts=max(0, self._effects.starts - 1),
             last_verdict=self._effects.last_verdict,
+            upgrade=self._running_upgrade(),
         )
+
+    def _running_upgrade(self) -> dict[str, object]:
+        run = self._world.run
+        whole, phase = self._engine.elapsed()
+        return {
+            "from_version": None if run is None else run.from_version,
+            "to_version": None if run is None else run.to_version,
+            "elapsed_s": round(whole, 3),
+            "phase_elapsed_s": round(phase, 3),
+        }
 
     def submit(
         self, command: Command, peer: Peer

@@ -58,10 +58,11 @@ class Evidence:
         self._told_empty = False
         self._told_healthy = False
         self._told_trigger = False
-        self._health = {name: Health() for name in self._probes}
-        self._since = dict.fromkeys(self._probes, "")
-        self._detail = dict.fromkeys(self._probes, "")
-        self._generation: dict[str, int | None] = dict.fromkeys(self._probes)
+        self._health: dict[str, Health] = {}
+        self._since: dict[str, str] = {}
+        self._detail: dict[str, str] = {}
+        self._generation: dict[str, int | None] = {}
+        self._forget()
 
     # --- aiming -----------------------------------------------------------------------------
 
@@ -82,7 +83,14 @@ class Evidence:
         else:
             self._judge = None
             self._prober.pause()
-            self._health = {name: Health() for name in self._probes}
+            self._forget()
+
+    def _forget(self) -> None:
+        """What was seen is of an nginx that is gone: `status` must not show it as news."""
+        self._health = {name: Health() for name in self._probes}
+        self._since = dict.fromkeys(self._probes, "")
+        self._detail = dict.fromkeys(self._probes, "")
+        self._generation = dict.fromkeys(self._probes)
 
     def reconfigure(self, probes: tuple[ProbeSettings, ...]) -> None:
         """Other probes from now on; the judge of a running upgrade keeps the ones that it has."""

@@ -25,8 +25,12 @@ def status(
     probes: Sequence[Mapping[str, object]],
     restarts: int,
     last_verdict: Mapping[str, object] | None,
+    upgrade: Mapping[str, object],
 ) -> dict[str, object]:
-    """The reply of Status: the active generation first, orphans of a dead master as retiring."""
+    """The reply of Status: the active generation first, orphans of a dead master as retiring.
+
+    `upgrade` is what the running upgrade has besides its id, phase and candidate.
+    """
     shown = sorted(generations, key=lambda one: (_ORDER[one.role], one.id))
     active = next((one for one in shown if one.role is Role.ACTIVE), None)
     told, reason, detail = _condition(state, active)
@@ -34,7 +38,7 @@ def status(
         "state": told,
         "reason": reason,
         "detail": detail,
-        "upgrade": _upgrade(state, shown),
+        "upgrade": _upgrade(state, shown, upgrade),
         "generations": [_generation(one) for one in shown],
         "binary_on_disk": {
             "path": disk.path,
@@ -79,7 +83,9 @@ def _reason(state: State) -> str | None:
     return "previous_generation_draining" if state.phase is Phase.DRAINING else state.phase.value
 
 
-def _upgrade(state: State, shown: Sequence[Generation]) -> dict[str, object] | None:
+def _upgrade(
+    state: State, shown: Sequence[Generation], more: Mapping[str, object]
+) -> dict[str, object] | None:
     if state.upgrade is None or state.phase not in UPGRADING:
         return None
     candidate = next((one for one in shown if one.role is Role.CANDIDATE), None)
@@ -87,6 +93,7 @@ def _upgrade(state: State, shown: Sequence[Generation]) -> dict[str, object] | N
         "id": state.upgrade.id,
         "phase": state.phase.value,
         "candidate": None if candidate is None else f"g{candidate.id}",
+        **more,
     }
 
 

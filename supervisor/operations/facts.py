@@ -23,7 +23,8 @@ class Facts:
 
     build: NginxBuild
     config: NginxConfig
-    signature: tuple[tuple[int, ...], ...]  # of the configuration's files
+    files: tuple[str, ...]  # the configuration's, without the one that we write
+    signature: tuple[tuple[int, ...], ...]  # of these files
     pid_path: str
     workers: int
 
@@ -41,7 +42,7 @@ class Facts:
         """`program` with this configuration."""
         return replace(
             program, workers=self.workers, pid_path=self.pid_path,
-            config_files=self.config.files, environment=self.config.env,
+            config_files=self.files, environment=self.config.env,
             config_signature=self.signature,
         )  # fmt: skip
 
@@ -77,10 +78,13 @@ def facts_of(world: World, build: NginxBuild, config: NginxConfig) -> Facts:
     """The facts that follow from a build and the configuration that it would run."""
     prefix = world.settings.nginx.prefix
     placed = build.at_prefix(prefix)
+    ours = world.settings.probe_listener.include_file
+    files = tuple(path for path in config.files if path != ours)
     return Facts(
         build=build,
         config=config,
-        signature=files_signature(config.files),
+        files=files,
+        signature=files_signature(files),
         pid_path=under_prefix(config.pid or placed.pid_path, placed.prefix),
         workers=config.expected_workers(online_cpus=os.sysconf("SC_NPROCESSORS_ONLN")),
     )
