@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import trio
 
 from supervisor.core.errors import OperationFailed
-from supervisor.core.rollback import Limits, Step, View, next_step
+from supervisor.core.rollback import MOST_HUPS, Limits, Step, View, next_step
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Role
 from supervisor.edges.pause import pause
@@ -19,12 +19,11 @@ from supervisor.operations.shift import Nudge
 from supervisor.operations.start import relaunch
 from supervisor.operations.world import POLL, UpgradeRun, World
 
-RELOAD_SETTLE = 0.3
-"""Seconds after which a HUP has had all of its effects, where it may have been a true reload.
+TITLES_SETTLE = 0.05
+"""Seconds after which all workers that were told to leave by one WINCH say so in their titles."""
 
-nginx sleeps 100 ms in one (ngx_process_cycle.c, "allow new processes to start"); workers that it
-owes besides, since its child had died, come only after that.
-"""
+SURPLUS_STAYS = 1.0
+"""Seconds after a true reload at which workers that still accept are not the ones that leave."""
 
 LOOK_AGAIN = 0.25
 """Seconds after which deadlines are looked at although no process exited."""
@@ -39,8 +38,8 @@ class _Progress:
     times: dict[str, float] = field(default_factory=dict)
     hups: int = 0
     relaunched: bool = False
-    reloaded: bool = False
-    died_unasked: bool = False  # the candidate: a HUP beside its death is a true reload
+    reloads: int = 0
+    winch_was_pending: bool = False
 
     def mark(self, what: str) -> None:
         self.times[what] = trio.current_time()
@@ -78,9 +77,6 @@ async def roll_back(world: World, limits: Limits) -> RolledBack:
         view = _look(world, run, old, candidate, progress)
         step = next_step(view, limits)
         if step is Step.DONE:
-            if progress.died_unasked and (view.hup_ago or RELOAD_SETTLE) < RELOAD_SETTLE:
-                await trio.sleep(RELOAD_SETTLE - (view.hup_ago or 0))
-                continue
             if candidate is not None and candidate.remember(world.find_strays(candidate)):
                 continue  # a worker that the dead master forked in its last moment
             break
@@ -145,8 +141,9 @@ def _look(
     if candidate is not None:
         if not alive and "gone" not in progress.times:
             progress.mark("gone")
-            progress.died_unasked = not candidate.told_to_stop
             candidate.remember(world.find_strays(candidate))
+        if not alive and "reaped" not in progress.times and _is_reaped(candidate, old):
+            progress.mark("reaped")
         theirs = candidate.look()
     had = run.winch_workers
     fresh_start = progress.relaunched
@@ -154,8 +151,10 @@ def _look(
         old_alive=old.alive,
         old_accepting=len(brood.accepting - (had or frozenset())),
         old_expected=old.program.workers,
+        old_starting=len(brood.starting),
+        old_unshifted=len(brood.accepting & (had or frozenset())),
         winch_sent=had is not None and not fresh_start,
-        winch_consumed=had is None or not had & (brood.accepting | brood.starting),
+        winch_consumed=_is_consumed(had, brood, progress),
         candidate_alive=alive,
         candidate_stopped=candidate is not None and candidate.master.stopped,
         candidate_ready=candidate is not None and candidate.ready,
@@ -163,16 +162,48 @@ def _look(
         candidate_workers=len(theirs.all_but_masters),
         waited=trio.current_time() - progress.began,
         candidate_gone_for=progress.ago("gone"),
+        candidate_reaped_for=progress.ago("reaped"),
         hups=progress.hups,
         hup_ago=progress.ago("hup"),
         quit_ago=progress.ago("quit"),
         workers_quit_ago=progress.ago("workers_quit"),
         term_ago=progress.ago("term"),
         kill_ago=progress.ago("kill"),
-        reloaded=progress.reloaded,
+        reloaded=_may_not_reload(progress),
         relaunched=progress.relaunched,
         hasten=run.hasten,
     )
+
+
+def _is_consumed(had: frozenset[int] | None, brood: procfs.Brood, progress: _Progress) -> bool:
+    """Every worker from before WINCH is leaving or gone, and all titles have had time to tell."""
+    if had is None:
+        return True
+    if had & (brood.accepting | brood.starting):
+        progress.winch_was_pending = True
+        return False
+    if progress.winch_was_pending and "consumed" not in progress.times:
+        # Workers that somebody else's HUP has started are being told to leave as well.
+        progress.mark("consumed")
+    since = progress.ago("consumed")
+    return since is None or since >= TITLES_SETTLE
+
+
+def _may_not_reload(progress: _Progress) -> bool:
+    """A true reload has been sent and may still reduce the workers.
+
+    One that nginx handled together with the candidate's end leaves two sets behind, and is due
+    again.
+    """
+    if progress.reloads >= MOST_HUPS:
+        return True
+    return progress.reloads > 0 and (progress.ago("hup") or 0) < SURPLUS_STAYS
+
+
+def _is_reaped(candidate: Generation, old: Generation) -> bool:
+    """The old master has taken note of the candidate's end: no zombie of it is left there."""
+    stat = procfs.read_stat(candidate.master.pid)
+    return stat is None or stat.start != candidate.master.start or stat.parent != old.master.pid
 
 
 def _carry_out(
@@ -182,7 +213,7 @@ def _carry_out(
         old.master.send(signal.SIGHUP)
         progress.mark("hup")
         progress.hups += 1
-        progress.reloaded = progress.reloaded or step is Step.RELOAD_OLD
+        progress.reloads += step is Step.RELOAD_OLD
         return
     assert candidate is not None
     candidate.told_to_stop = True

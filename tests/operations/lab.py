@@ -207,7 +207,7 @@ class Lab:
             while not holds():
                 await trio.sleep(0.002)
             return
-        raise AssertionError(f"not within {LIMIT:g} s: {what}\n{self.error_log}")
+        raise AssertionError(f"not within {LIMIT:g} s: {what}\n{self.log}\n{self.error_log}")
 
     async def assert_serves_alone(self, serving: Generation, build: Build | None = None) -> None:
         """`serving` has its exact workers, the pid file and the disk; nothing else lives."""
@@ -233,8 +233,9 @@ class Lab:
         await self.until(
             "SIGIO was handled", lambda: f"(SIGIO) received from {os.getpid()}" in self.error_log
         )
-        assert set(procfs.children(master)) == set(before)
-        assert set(self.processes()) == {master, *before}
+        told = (self.steps(), self.error_log)
+        assert set(procfs.children(master)) == set(before), told
+        assert set(self.processes()) == {master, *before}, told
 
     def steps(self) -> list[str]:
         """The steps of the rollbacks so far."""
