@@ -16,7 +16,10 @@ from supervisor.edges.process import Process
 from supervisor.operations.world import World
 
 CENSUS = 1.0
-"""Seconds between two counts when nothing happens; exits are noticed at once."""
+"""Seconds between two counts when nothing happens; exits are noticed at once.
+
+So are workers that somebody else has come across first, as whoever waits for a candidate does.
+"""
 
 RESPAWN = 0.005
 """Seconds after a worker's exit at which its successor is expected to be there."""
@@ -62,7 +65,6 @@ async def watch(
     """
     draining: set[int] = set()
     watched: set[int] = set()
-    changed = trio.Event()
 
     async def master() -> None:
         await generation.master.wait_exited()
@@ -71,7 +73,7 @@ async def watch(
             # One that leaves by itself leaves last; else the youngest workers may be unknown.
             generation.remember(world.find_strays(generation))
         generation.exit = status
-        changed.set()
+        generation.changed.set()
         post(
             MasterExited(
                 generation=generation.id,
@@ -96,7 +98,7 @@ async def watch(
         )  # fmt: skip
         for delay in (RESPAWN, SETTLE):
             await trio.sleep(delay)
-            changed.set()
+            generation.changed.set()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(master)
@@ -114,9 +116,9 @@ async def watch(
                 )
             )  # fmt: skip
             _tell_output(world, generation)
-            changed = trio.Event()
+            generation.changed = trio.Event()
             with trio.move_on_after(CENSUS):
-                await changed.wait()
+                await generation.changed.wait()
 
 
 def _tell_output(world: World, generation: Generation) -> None:

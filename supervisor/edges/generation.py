@@ -57,6 +57,7 @@ class Generation:
     exit: ExitStatus | None = None  # of the master
     told_to_stop: bool = False  # by us: its exit is then no surprise
     ready: bool = False
+    changed: trio.Event = field(default_factory=trio.Event)  # somebody new; its watcher renews it
 
     @property
     def alive(self) -> bool:
@@ -83,6 +84,8 @@ class Generation:
                     known.close()  # its pid was given away again
                 self.workers[pid] = process
                 new.append(process)
+        if new:
+            self.changed.set()
         return new
 
     def look(self) -> procfs.Brood:
