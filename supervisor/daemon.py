@@ -23,7 +23,7 @@ from supervisor.core.errors import ConfigError, SupervisorError
 from supervisor.core.events import TerminateRequested
 from supervisor.core.model import State
 from supervisor.core.settings import ControlSettings, Settings
-from supervisor.edges import linux, procfs
+from supervisor.edges import linux
 from supervisor.edges.config_file import load_settings
 from supervisor.edges.control import serve_control
 from supervisor.edges.files import private_folder
@@ -199,7 +199,7 @@ def build(
     prober = Prober(
         settings.probes,
         report=lambda seen: evidence.observe(seen),
-        worker_identity=lambda: worker_identity(world),
+        worker_identity=world.worker_identity,
     )
     evidence = Evidence(
         world,
@@ -235,17 +235,6 @@ def runtime_first_id(runtime: RuntimeState) -> int:
     """Generations go on counting where the last supervisor stopped."""
     known = runtime.load().masters
     return 1 + max((one.generation for one in known), default=0)
-
-
-def worker_identity(world: World) -> tuple[int, int] | None:
-    """User and group that nginx's workers run as now; None where no worker is known."""
-    active = world.active
-    if active is None:
-        return None
-    for pid in active.brood().accepting:
-        if (identity := procfs.identity(pid)) is not None:
-            return identity
-    return None
 
 
 async def serve_signals(

@@ -128,6 +128,7 @@ class World:
     version_of_upgrade: Callable[[str], str | None] = lambda _: None
     """The version that a past upgrade replaced, by the upgrade's id."""
     hasten: trio.Event = field(default_factory=trio.Event)
+    last_identity: tuple[int, int] | None = None  # of a worker, while there was one
 
     @property
     def active(self) -> Generation | None:
@@ -138,6 +139,19 @@ class World:
     def candidate(self) -> Generation | None:
         """The new generation of the running upgrade."""
         return self.generations.with_role(Role.CANDIDATE)
+
+    def worker_identity(self) -> tuple[int, int] | None:
+        """User and group of nginx's workers, whichever generation has any; None: never seen one.
+
+        After the shift those are the candidate's, and in the moment of a crash they were the last.
+        """
+        for one in (self.candidate, self.active):
+            workers = frozenset[int]() if one is None else one.brood().workers
+            for pid in workers:
+                if (identity := procfs.identity(pid)) is not None:
+                    self.last_identity = identity
+                    return identity
+        return self.last_identity
 
     def config_matches(self) -> bool | None:
         """Whether the configuration files are as the active generation read them; None: unknown.
