@@ -62,7 +62,7 @@ COMPILED: dict[str, Kind] = {
     "silent_listeners": _kind("listeners connect but never answer", where="everywhere"),
     "refuse_new_listeners": _kind("a listener that it opens itself refuses connections"),
     "reset_connections": _kind("connections are reset", delay_ms=0, where="everywhere"),
-    "status_500": _kind("responses say 500", delay_ms=0, where="everywhere"),
+    "status_500": _kind("responses say 500", delay_ms=0, where="everywhere", one_worker=0),
     "wrong_body": _kind("responses have another body", delay_ms=0, where="everywhere"),
 }
 # Kinds made from the file alone. All but the first are refused before they are ever started.

@@ -4,7 +4,12 @@
  */
 
 #include "candidate.h"
+#include <sys/mman.h>
 #include <sys/uio.h>
+
+#ifndef ONE_WORKER
+#define ONE_WORKER 0
+#endif
 
 /* Changes the start of a response: `size` bytes, from "HTTP/1." on. */
 static void tamper(char *response, size_t size);
@@ -32,10 +37,28 @@ accept(int listener, struct sockaddr *address, socklen_t *size)
     return note_accepted(listener, REAL(accept)(listener, address, size));
 }
 
+static pid_t *the_one; /* shared by all workers: the only one that misbehaves, with ONE_WORKER */
+
+__attribute__((constructor)) static void
+share(void)
+{
+    the_one = mmap(NULL, sizeof(*the_one), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (the_one == MAP_FAILED) {
+        abort();
+    }
+}
+
+/* The first worker that asks is the one. */
+static int
+is_the_one(void)
+{
+    return !ONE_WORKER || __sync_bool_compare_and_swap(the_one, 0, getpid()) || *the_one == getpid();
+}
+
 HELPER int
 is_chosen(int fd)
 {
-    return in_worker() && fd >= 0 && fd < MAX_FD && chosen[fd] && is_due();
+    return in_worker() && fd >= 0 && fd < MAX_FD && chosen[fd] && is_due() && is_the_one();
 }
 
 static int
