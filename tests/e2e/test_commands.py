@@ -259,9 +259,12 @@ def test_a_reload_while_held_is_refused_at_once(oldest: Build, newest: Build) ->
 def test_promote_ends_the_soak(oldest: Build, newest: Build) -> None:
     with supervising(oldest) as nginx:
         assert nginx.ctl("promote").reason == "not_held"
-        upgrade = nginx.begin("upgrade", newest.path, "--soak", "60s")
+        upgrade = nginx.begin("upgrade", newest.path, *LONG)
         nginx.until_phase("canary")
         assert nginx.ctl("promote").reason == "not_held"
+        assert nginx.ctl("rollback").code == 0
+        assert nginx.end(upgrade).code == 4
+        upgrade = nginx.begin("upgrade", newest.path, "--soak", "60s")
         nginx.until_phase("soaking")
         promoted = nginx.ctl("promote")
         assert promoted.code == 0, promoted
