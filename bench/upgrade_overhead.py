@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench import baseline_script as script
@@ -55,16 +55,11 @@ class BenchError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """Seconds of one upgrade and one rollback; a script has no preflight."""
+    """Seconds of one upgrade and one rollback, and of the upgrade's parts."""
 
     upgrade: float
     rollback: float
-    phases: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def preflight(self) -> float:
-        """What came before the first signal."""
-        return self.phases["preflight"]
+    parts: Mapping[str, float]  # the supervisor's phases, or the script's steps
 
 
 class ExitTime:
@@ -106,7 +101,7 @@ class Scripted:
         self._site.install(current)
         self._site.install(target)
         self._master, steps = script.upgrade(self._master, self._workers)
-        return Times(upgrade=steps.total, rollback=rollback)
+        return Times(upgrade=steps.total, rollback=rollback, parts=asdict(steps))
 
 
 class Owned:
@@ -122,7 +117,7 @@ class Owned:
         del current
         rollback = self._rolled_back(target)
         upgrade, phases = self._upgraded(target)
-        return Times(upgrade=upgrade, rollback=rollback, phases=phases)
+        return Times(upgrade=upgrade, rollback=rollback, parts=phases)
 
     def _upgraded(self, target: Build) -> tuple[float, dict[str, float]]:
         old = ExitTime(self._supervised.masters()[0].pid)
@@ -218,19 +213,20 @@ def summary(results: dict[str, list[Times]]) -> dict[str, object]:
             "added_ms": round(owned - alone, 2),
         }
 
+    def parts(name: str) -> dict[str, float]:
+        return {
+            part: round(1000 * statistics.median(one.parts[part] for one in results[name]), 2)
+            for part in results[name][0].parts
+        }
+
     return {
         "versions": [str(builds()[0]), str(builds()[-1])],
         "rounds": len(results["script"]),
         "cpus": os.cpu_count(),
         "upgrade": table("upgrade"),
         "rollback": table("rollback"),
-        "preflight_ms": median("supervisor", "preflight"),
-        "phases_ms": {
-            phase: round(
-                1000 * statistics.median(one.phases[phase] for one in results["supervisor"]), 2
-            )
-            for phase in results["supervisor"][0].phases
-        },
+        "phases_ms": parts("supervisor"),
+        "steps_ms": parts("script"),
         "aim": AIM,
     }
 
@@ -247,9 +243,10 @@ def human(found: dict[str, object]) -> str:
             f"  {name:9} script {row['script_ms']:6.1f} ms   supervisor"
             f" {row['supervisor_ms']:6.1f} ms   ratio {row['ratio']:.2f}"
         )
-    phases = found["phases_ms"]
-    assert isinstance(phases, dict)
-    lines.append("  phases    " + "   ".join(f"{name} {ms:.1f}" for name, ms in phases.items()))
+    for name in ("steps", "phases"):
+        parts = found[f"{name}_ms"]
+        assert isinstance(parts, dict)
+        lines.append(f"  {name:9} " + "   ".join(f"{part} {ms:.1f}" for part, ms in parts.items()))
     lines.append("  preflight comes before the first signal and is in neither of the two")
     return "\n".join(lines)
 

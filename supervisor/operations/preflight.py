@@ -47,7 +47,10 @@ async def prepare(world: World, command: commands.Command) -> Succeeded:
         was = active.program.version
         note = f"would upgrade from {was} to {plan.build.version}; nothing was changed"
         return Succeeded(nothing_to_do=True, dry_run=True, note=note)
-    facts = await _open_probe_listener(world, run, plan)
+    if world.settings.probes:
+        facts = await _open_probe_listener(world, run, plan)
+    else:  # nobody would ask there
+        facts = facts_of(world, plan.build, plan.config)
     run.program = facts.refresh(
         Program(
             version=plan.build.version, sha256=plan.stored.sha256,

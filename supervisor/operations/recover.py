@@ -23,8 +23,8 @@ from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.journal import History
 from supervisor.edges.launch import find_leftovers
 from supervisor.edges.nginx_binary import version_of
-from supervisor.edges.pause import pause
 from supervisor.edges.process import Process
+from supervisor.edges.pulse import Pulse
 from supervisor.edges.runtime_state import KnownMaster, RuntimeState
 from supervisor.operations.facts import Facts, environment, read_facts, settings_argv
 from supervisor.operations.world import POLL, UpgradeRun, World
@@ -79,10 +79,10 @@ async def _end_leftover_launches(world: World) -> None:
     argv = (world.settings.nginx.binary, *settings_argv(world))
     for intermediate, master in find_leftovers(argv):
         if master is not None:
-            with trio.move_on_after(LEFTOVER_LIMIT):
+            with trio.move_on_after(LEFTOVER_LIMIT), Pulse(POLL) as pulse:
                 # A signal mask has no event.
                 while not procfs.catches(master, signal.SIGUSR2):
-                    await pause(POLL)
+                    await pulse.tick()
         process = Process.open(intermediate)
         if process is not None:
             world.log.warning("launch.leftover_ended", pid=intermediate, master=master)

@@ -10,7 +10,7 @@ import trio
 from supervisor.core.errors import OperationFailed, SupervisorError
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Program
-from supervisor.edges.pause import pause
+from supervisor.edges.pulse import Pulse
 from supervisor.operations.facts import Facts, read_facts, settings_argv
 from supervisor.operations.world import POLL, World
 
@@ -36,7 +36,7 @@ async def reload(world: World) -> tuple[str, str]:
         )
     before = active.look().workers | active.look().starting
     active.master.send(signal.SIGHUP)
-    with trio.move_on_after(RELOAD_LIMIT):
+    with trio.move_on_after(RELOAD_LIMIT), Pulse(4 * POLL) as pulse:
         while True:
             if not active.alive:
                 raise OperationFailed("not_running", "cannot reload: the master is gone")
@@ -44,7 +44,7 @@ async def reload(world: World) -> tuple[str, str]:
             fresh = brood.accepting - before
             if len(fresh) >= facts.workers and not before & brood.accepting:
                 break
-            await pause(POLL * 4)
+            await pulse.tick()
         active.program = await _keep_modules(world, active, facts)
         world.pid_path = active.program.pid_path
         return "reloaded", f"{len(fresh)} workers run the configuration as it is on disk"

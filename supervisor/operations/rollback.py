@@ -11,7 +11,7 @@ from supervisor.core.errors import OperationFailed
 from supervisor.core.rollback import MOST_HUPS, Limits, Step, View, next_step
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Role
-from supervisor.edges.pause import pause
+from supervisor.edges.pulse import Pulse
 from supervisor.operations import spawn
 from supervisor.operations.pidfiles import remove_stale_oldbin, settle_pid_file
 from supervisor.operations.restore import put_previous_back
@@ -34,6 +34,7 @@ class _Progress:
     """When each thing was done, in trio's time; what the view tells as "ago"."""
 
     began: float
+    pulse: Pulse
     nudge: Nudge = field(default_factory=Nudge)
     times: dict[str, float] = field(default_factory=dict)
     hups: int = 0
@@ -67,11 +68,30 @@ async def roll_back(world: World, limits: Limits) -> RolledBack:
     run = world.run
     assert run is not None
     await spawn.find_late_candidate(world, run)
-    progress = _Progress(began=trio.current_time())
     old, candidate = world.active, world.candidate
-    if old is None:
-        old = await _start_previous(world, run, candidate)
-        progress.relaunched = True
+    with Pulse(POLL) as pulse:
+        progress = _Progress(began=trio.current_time(), pulse=pulse)
+        if old is None:
+            old = await _start_previous(world, run, candidate)
+            progress.relaunched = True
+        old = await _step_by_step(world, run, limits, old, candidate, progress)
+    note = await _finish(world, run, old, candidate)
+    return RolledBack(
+        relaunched=old.id if progress.relaunched else None,
+        retiring=frozenset(one.id for one in world.generations if one.role is Role.RETIRING),
+        note=note,
+    )
+
+
+async def _step_by_step(
+    world: World,
+    run: UpgradeRun,
+    limits: Limits,
+    old: Generation,
+    candidate: Generation | None,
+    progress: _Progress,
+) -> Generation:
+    """Return the generation that serves, once nothing is left to do."""
     while True:
         spawn.let_run(world, old)
         view = _look(world, run, old, candidate, progress)
@@ -79,7 +99,7 @@ async def roll_back(world: World, limits: Limits) -> RolledBack:
         if step is Step.DONE:
             if candidate is not None and candidate.remember(world.find_strays(candidate)):
                 continue  # a worker that the dead master forked in its last moment
-            break
+            return old
         if step is Step.GIVE_UP:
             raise OperationFailed(
                 "rollback_failed",
@@ -91,7 +111,7 @@ async def roll_back(world: World, limits: Limits) -> RolledBack:
         if step is Step.WAIT:
             if view.winch_sent and not (view.winch_consumed and view.old_accepting):
                 progress.nudge.when_due(old)
-            await _wait(view, candidate)
+            await _wait(view, candidate, progress.pulse)
             continue
         world.log.info("rollback.step", step=step.value, upgrade_id=run.id)
         if step is Step.RELAUNCH_OLD:
@@ -105,12 +125,6 @@ async def roll_back(world: World, limits: Limits) -> RolledBack:
             # The old master reads its configuration: as it was, without the private listener.
             await _restore_include(world, run)
         _carry_out(step, old, candidate, progress)
-    note = await _finish(world, run, old, candidate)
-    return RolledBack(
-        relaunched=old.id if progress.relaunched else None,
-        retiring=frozenset(one.id for one in world.generations if one.role is Role.RETIRING),
-        note=note,
-    )
 
 
 async def _start_previous(
@@ -239,14 +253,14 @@ def _carry_out(
         progress.mark("kill")
 
 
-async def _wait(view: View, candidate: Generation | None) -> None:
+async def _wait(view: View, candidate: Generation | None, pulse: Pulse) -> None:
     """Until the next look: at the next exit once only connections drain, else a moment."""
     draining = view.candidate_workers and not view.candidate_accepting
     if candidate is not None and draining and view.old_accepting >= view.old_expected:
         with trio.move_on_after(LOOK_AGAIN):
             await candidate.any_exit()
         return
-    await pause(POLL)
+    await pulse.tick()
 
 
 async def _finish(

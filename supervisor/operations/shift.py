@@ -8,7 +8,7 @@ import trio
 
 from supervisor.core.errors import OperationFailed
 from supervisor.edges.generation import Generation
-from supervisor.edges.pause import pause
+from supervisor.edges.pulse import Pulse
 from supervisor.operations.pidfiles import settle_pid_file
 from supervisor.operations.world import POLL, World
 
@@ -36,11 +36,11 @@ async def shift(world: World) -> None:
         old.signal_workers(signal.SIGQUIT)
     nudge = Nudge()
     limit = world.settings.upgrade.shift_timeout
-    with trio.move_on_after(limit):
+    with trio.move_on_after(limit), Pulse(POLL) as pulse:
         # A worker's new title has no event.
         while accepts(old):
             nudge.when_due(old)
-            await pause(POLL)
+            await pulse.tick()
         _expect_workers(candidate)
         return
     raise OperationFailed(

@@ -14,8 +14,8 @@ from supervisor.core.errors import OperationFailed, SupervisorError
 from supervisor.core.policy import FATAL_CODE
 from supervisor.edges import pidfile, procfs
 from supervisor.edges.generation import Generation, Role
-from supervisor.edges.pause import pause
 from supervisor.edges.process import Process
+from supervisor.edges.pulse import Pulse
 from supervisor.operations.world import POLL, UpgradeRun, World
 
 USR2_LIMIT = 0.25
@@ -114,14 +114,14 @@ async def _await_candidate(
     world: World, run: UpgradeRun, old: Generation, limit: float
 ) -> Generation | None:
     """The candidate; None where none has come `limit` seconds after USR2 was handled."""
-    with trio.move_on_after(USR2_PENDING_LIMIT + limit) as waiting:
+    with trio.move_on_after(USR2_PENDING_LIMIT + limit) as waiting, Pulse(POLL) as pulse:
         handled = False
         # Nobody but the parent is told of a fork: this can only be looked for.
         while (found := _find_candidate(world, run, old)) is None:
             if not handled and not procfs.pending(old.master.pid, signal.SIGUSR2):
                 handled = True
                 waiting.deadline = trio.current_time() + limit
-            await pause(POLL)
+            await pulse.tick()
         return found
     return None
 
@@ -174,6 +174,11 @@ async def wait_ready(generation: Generation) -> None:
     master stands without any worker; never returns when it exits or hangs: the caller has the
     deadline and the watcher.
     """
+    with Pulse(POLL) as pulse:
+        await _until_ready(generation, pulse)
+
+
+async def _until_ready(generation: Generation, pulse: Pulse) -> None:
     alone_since: float | None = None
     while True:
         if procfs.catches(generation.master.pid, signal.SIGUSR2):
@@ -193,7 +198,7 @@ async def wait_ready(generation: Generation) -> None:
                     f"the master {generation.master.pid} runs and has no workers: they exit while "
                     "they start; nginx's error log says why",
                 )
-        await pause(POLL)
+        await pulse.tick()
 
 
 async def _expect_no_fatal(generation: Generation) -> None:
