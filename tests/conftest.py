@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from tests import needs
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", needs.MARKER)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    needs.leave_out_what_lacks_something(item)
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """List by name and count what a build (or this machine) lacks a feature for."""
-    left_out = terminalreporter.stats.get("skipped", [])
-    terminalreporter.section("tests that need a feature which a build lacks")
-    terminalreporter.write_line(f"{len(left_out)} of them")
-    for report in left_out:
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
-        terminalreporter.write_line(f"  {report.nodeid}: {reason}")
+    """List by name and count what a build lacks a feature for."""
+    needs.summarize(terminalreporter)

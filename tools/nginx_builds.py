@@ -15,6 +15,7 @@ from itertools import combinations
 from tools.build_nginx import check_given, finished_slots
 from tools.nginx_cache import (
     FEATURES,
+    FILES,
     MARKER_MODULE,
     Build,
     BuildsError,
@@ -22,12 +23,14 @@ from tools.nginx_cache import (
     cache_folder,
     given_builds_folder,
     lacks,
+    shown_by,
 )
 from tools.nginx_candidates import COMPILED, KINDS, MADE, candidate
 
 __all__ = [
     "COMPILED",
     "FEATURES",
+    "FILES",
     "KINDS",
     "MADE",
     "MARKER_MODULE",
@@ -39,6 +42,7 @@ __all__ = [
     "cache_folder",
     "candidate",
     "lacks",
+    "shown_by",
 ]
 
 
@@ -62,5 +66,5 @@ def ascending_pairs() -> tuple[tuple[Build, Build], ...]:
 
 if __name__ == "__main__":
     for each in builds():
-        missing = [name for name in (*FEATURES, "marker", "lacking") if lacks(each, name)]
+        missing = [name for name in (*FEATURES, *FILES) if lacks(each, name)]
         sys.stdout.write(f"{each.version} {each.path} lacks: {', '.join(missing) or 'nothing'}\n")

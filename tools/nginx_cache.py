@@ -16,7 +16,13 @@ STAMP = "build.json"
 LACKING = "stub_status"
 MARKER_MODULE = "ngx_http_marker_module.so"
 
-# What the tests may need of a build: the arguments of `nginx -V`, any one of which shows it.
+# What the tests may need of a build: files in its folder, the dynamic module of the tests and the
+# twin without a common module,
+FILES: dict[str, str] = {
+    "marker": f"modules/{MARKER_MODULE}",
+    "twin": f"sbin/nginx-without-{LACKING}",
+}
+# and the arguments of `nginx -V`, any one of which shows it.
 FEATURES: dict[str, tuple[str, ...]] = {
     "ssl": ("--with-http_ssl_module",),
     "http_v2": ("--with-http_v2_module",),
@@ -119,14 +125,20 @@ def configure_arguments(nginx: Path) -> frozenset[str]:
     return frozenset(re.findall(r"(--[\w-]+(?:=(?:'[^']*'|\S+))?)", said))
 
 
-def lacks(build: Build, feature: str) -> bool:
-    """Whether `build` is without `feature`: a key of FEATURES, `marker` or `lacking`.
+def shown_by(feature: str) -> tuple[str, ...]:
+    """What shows that a build has `feature`, any one of them. Raises ValueError for no feature."""
+    if feature in FILES:
+        return (FILES[feature],)
+    if feature not in FEATURES:
+        raise ValueError(
+            f"cannot tell whether a build has {feature!r}: one of {', '.join((*FILES, *FEATURES))}"
+        )
+    return FEATURES[feature]
 
-    `marker` is the dynamic module of the tests, `lacking` the twin without a common module.
-    """
-    if feature == "marker":
-        return not build.marker_module.is_file()
-    if feature == "lacking":
-        return not build.lacking.is_file()
+
+def lacks(build: Build, feature: str) -> bool:
+    """Whether `build` is without `feature`, a key of FILES or FEATURES."""
+    if feature in FILES:
+        return not (build.path.parent.parent / FILES[feature]).is_file()
     present = configure_arguments(build.path)
-    return not any(argument in present for argument in FEATURES[feature])
+    return not any(argument in present for argument in shown_by(feature))

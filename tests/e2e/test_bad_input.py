@@ -126,6 +126,7 @@ def test_a_binary_that_others_may_write(oldest: Build, newest: Build) -> None:
         checks.assert_settled(nginx, newest, sha256(newest.path))
 
 
+@pytest.mark.needs("twin", "stub_status")
 def test_a_build_that_lacks_a_module(oldest: Build, newest: Build) -> None:
     options = Options(server="location = /status { stub_status; }")
     with untouched(oldest, options) as nginx:
@@ -133,6 +134,7 @@ def test_a_build_that_lacks_a_module(oldest: Build, newest: Build) -> None:
         assert_refused(answer, "module_missing", "stub_status")
 
 
+@pytest.mark.needs("marker")
 def test_a_dynamic_module_of_another_version(oldest: Build, newest: Build) -> None:
     with untouched(oldest, Options(module=True)) as nginx:
         answer = nginx.ctl("upgrade", newest.path)

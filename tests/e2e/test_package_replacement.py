@@ -7,6 +7,8 @@ import shutil
 import signal
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.harness import checks, site, supervised
 from tests.e2e.harness.bare import until
 from tests.e2e.harness.site import Options, Site, put, sha256
@@ -35,6 +37,7 @@ def assert_version_with_its_module(nginx: Supervised, build: Build, binary: Path
     assert sha256(nginx.site.module) == sha256(build.marker_module)
 
 
+@pytest.mark.needs("marker")
 def test_a_bad_package_is_rolled_back_and_a_cold_start_is_good(
     oldest: Build, newest: Build
 ) -> None:
@@ -50,6 +53,7 @@ def test_a_bad_package_is_rolled_back_and_a_cold_start_is_good(
         assert_version_with_its_module(nginx, oldest, oldest.path)
 
 
+@pytest.mark.needs("marker")
 def test_a_good_package_is_taken_and_a_cold_start_runs_it(oldest: Build, newest: Build) -> None:
     with site.make(oldest, Options(module=True)) as one, supervised.running(one) as nginx:
         install(one, newest, newest.path)
@@ -63,6 +67,7 @@ def test_a_good_package_is_taken_and_a_cold_start_runs_it(oldest: Build, newest:
         assert_version_with_its_module(nginx, newest, newest.path)
 
 
+@pytest.mark.needs("marker")
 def test_a_rollback_of_a_committed_package_brings_its_module_back(
     oldest: Build, newest: Build
 ) -> None:

@@ -192,6 +192,7 @@ async def test_a_configuration_that_the_new_binary_rejects(
     assert 'unknown directive "nonsense"' in refusal.detail
 
 
+@pytest.mark.needs("twin", "stub_status")
 async def test_a_module_that_the_new_binary_lacks(
     nginx: RunningNginx, store: VersionStore, offered: Path
 ) -> None:
@@ -202,6 +203,7 @@ async def test_a_module_that_the_new_binary_lacks(
     assert "--with-http_stub_status_module" in refusal.detail
 
 
+@pytest.mark.needs("marker")
 async def test_dynamic_modules_of_another_version(
     nginx: RunningNginx, store: VersionStore, offered: Path
 ) -> None:
@@ -218,6 +220,7 @@ async def test_dynamic_modules_of_another_version(
     plan.discard()
 
 
+@pytest.mark.needs("marker")
 async def test_a_stored_version_comes_with_its_modules(
     nginx: RunningNginx, store: VersionStore, offered: Path
 ) -> None:
@@ -496,6 +499,7 @@ def test_held_sockets(nginx: RunningNginx) -> None:
     assert sockets.held_by(2**22) is None
 
 
+@pytest.mark.needs("stream")
 def test_held_sockets_where_descriptors_may_not_be_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

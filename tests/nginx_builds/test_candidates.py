@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.nginx_builds.site import FILE, Answer, Site, is_alive, stat, until
-from tools.nginx_builds import COMPILED, MADE, Build, BuildsError, builds, candidate, lacks
+from tools.nginx_builds import COMPILED, MADE, Build, BuildsError, builds, candidate
 from tools.nginx_cache import reported_version
 
 OK = Answer(200, b"ok\n")
@@ -298,9 +298,8 @@ def test_always_misbehaves_in_a_cold_start_too(site: Site, build: Build) -> None
 
 
 @both
+@pytest.mark.needs("twin", "stub_status")
 def test_without_stub_status(site: Site, build: Build) -> None:
-    if lacks(build, "lacking"):
-        pytest.skip("only the builds made here have a twin without a module")
     text = site.configuration.read_text().replace(
         "location / {", "location /s { stub_status; }\n{}"
     )
