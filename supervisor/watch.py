@@ -87,6 +87,8 @@ async def watch(
         await process.wait_exited()
         status = await process.exit_status()
         watched.discard(process.pid)
+        if not generation.ready:
+            generation.ended[process.pid] = status  # whoever waits for it must know
         known = generation.workers.pop(process.pid, None)
         if known is not None:
             known.close()

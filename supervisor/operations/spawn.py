@@ -171,8 +171,8 @@ async def wait_ready(generation: Generation) -> None:
 
     A worker's title is set only after its initialisation, so that a fatal exit code 2 can no
     longer come (ngx_process_cycle.c, ngx_worker_process_init). Raises OperationFailed when the
-    master stands without any worker; never returns when it exits or hangs: the caller has the
-    deadline and the watcher.
+    master stands without any worker, or when a worker has shown that it will not do; never returns
+    when the master exits or hangs: the caller has the deadline and the watcher.
     """
     with Pulse(POLL) as pulse:
         await _until_ready(generation, pulse)
@@ -187,7 +187,7 @@ async def _until_ready(generation: Generation, pulse: Pulse) -> None:
                 generation.ready = True
                 return
             now = trio.current_time()
-            await _expect_no_fatal(generation)
+            await _expect_good_ends(generation)
             if brood.accepting or brood.starting:
                 alone_since = None
             elif alone_since is None:
@@ -201,12 +201,23 @@ async def _until_ready(generation: Generation, pulse: Pulse) -> None:
         await pulse.tick()
 
 
-async def _expect_no_fatal(generation: Generation) -> None:
-    """Raise OperationFailed when a worker has ended with the code that nginx calls fatal."""
+async def _expect_good_ends(generation: Generation) -> None:
+    """Raise OperationFailed when a worker has ended as none of a good build does.
+
+    The code that nginx calls fatal condemns any start, since such a worker is not replaced. A
+    signal condemns a candidate; a first start goes on, as there is nothing to go back to.
+    """
     for process in list(generation.workers.values()):
-        if not process.alive and (await process.exit_status()).code == FATAL_CODE:
+        if process.pid not in generation.ended and not process.alive:
+            generation.ended[process.pid] = await process.exit_status()
+    for pid, status in generation.ended.items():
+        if status.code == FATAL_CODE:
             raise OperationFailed(
                 "worker_fatal",
-                f"worker {process.pid} could not initialise (exit code {FATAL_CODE}); nginx's "
-                "error log says why",
+                f"worker {pid} could not initialise (exit code {FATAL_CODE}); nginx's error log "
+                "says why",
+            )
+        if status.signal is not None and generation.role is Role.CANDIDATE:
+            raise OperationFailed(
+                "worker_died", f"worker {pid} was ended by signal {status.signal} while it started"
             )

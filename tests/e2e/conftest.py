@@ -20,20 +20,37 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`each_pair` is every ascending pair of versions, one after the other."""
-    if "each_pair" in metafunc.fixturenames:
-        pairs = ascending_pairs()
+    """`each_pair` is every ascending pair of versions, one after the other.
+
+    `oldest` and `newest` are the widest pair, or with `--pairs all` each pair too.
+    """
+    names = metafunc.fixturenames
+    pairs = ascending_pairs()
+    if "each_pair" in names:
         metafunc.parametrize("each_pair", pairs, ids=[f"{old}-{new}" for old, new in pairs])
+    elif "pair" in names and metafunc.config.getoption("pairs") == "all" and len(pairs) > 1:
+        ids = [f"{old}-{new}" for old, new in pairs]
+        if "newest" not in names:
+            # What never upgrades need not run again for each version that it does not upgrade to.
+            pairs = tuple({old: (old, new) for old, new in pairs}.values())
+            ids = [str(old) for old, _ in pairs]
+        metafunc.parametrize("pair", pairs, ids=ids, indirect=True)
 
 
-@pytest.fixture(scope="session")
-def oldest() -> Build:
-    return builds()[0]
+@pytest.fixture
+def pair(request: pytest.FixtureRequest) -> Pair:
+    """The versions to upgrade between: one of `--pairs all`, else the widest pair."""
+    return getattr(request, "param", (builds()[0], builds()[-1]))
 
 
-@pytest.fixture(scope="session")
-def newest() -> Build:
-    return builds()[-1]
+@pytest.fixture
+def oldest(pair: Pair) -> Build:
+    return pair[0]
+
+
+@pytest.fixture
+def newest(pair: Pair) -> Build:
+    return pair[1]
 
 
 @pytest.fixture
