@@ -7,7 +7,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv nginx check test demo run bench clean
+.PHONY: help venv nginx check test test-pairs demo run bench clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -15,6 +15,7 @@ STAMP := $(VENV)/.installed
 
 help:
 	@echo 'make test    everything CI runs: style, types, tests on real nginx'
+	@echo 'make test-pairs  the end-to-end tests between all pairs of versions (with NGINX_BUILDS, test does that)'
 	@echo 'make demo    a live nginx is upgraded, then four bad builds are rolled back (about 30 s)'
 	@echo 'make run     the supervisor in the foreground with a sample site, to try things by hand'
 	@echo 'make bench   what the supervisor adds to the time of an upgrade'
@@ -47,6 +48,10 @@ ifeq ($(strip $(PYTEST_ARGS)),)
 else
 	@$(VENV)/bin/pytest -n 4 --dist worksteal $(PYTEST_ARGS)
 endif
+
+# `make test` takes most of them from the oldest version to the newest, to end in ten minutes.
+test-pairs: nginx
+	@$(VENV)/bin/pytest tests/e2e --pairs all -n 4 --dist worksteal $(PYTEST_ARGS)
 
 demo: nginx
 	@$(PY) -m tools.demo

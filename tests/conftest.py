@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from tests import needs
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--pairs",
+        choices=["widest", "all"],
+        # Our own builds are known to differ little in between, and all of their pairs take long;
+        # about builds of somebody else nothing is known.
+        default="all" if os.environ.get("NGINX_BUILDS") else "widest",
+        help="run the end-to-end tests from the oldest version to the newest, or between all pairs"
+        " (default: all with NGINX_BUILDS, else widest; some always take all)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

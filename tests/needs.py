@@ -58,6 +58,8 @@ def missing_features(needed: Iterable[str], among: Sequence[Build]) -> str:
 
 def summarize(reporter: pytest.TerminalReporter) -> None:
     """The list by name and count; tests that were skipped otherwise are named apart."""
+    if reporter.config.option.collectonly:
+        return
     skipped = reporter.stats.get("skipped", [])
     missing = [dict(one.user_properties).get(PROPERTY) for one in skipped]
     lacking = [(one, said) for one, said in zip(skipped, missing, strict=True) if said]
