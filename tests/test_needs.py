@@ -26,6 +26,8 @@ def bare(tmp_path: Path) -> Path:
         sbin = tmp_path / build.version / "sbin"
         sbin.mkdir(parents=True)
         shutil.copy(build.path, sbin)
+        for folder in (sbin.parent, sbin):
+            folder.chmod(0o755)  # with a umask of 002 the builds would be refused
     return tmp_path
 
 

@@ -33,6 +33,7 @@ from pathlib import Path
 
 from tools import debian_sources, nginx_candidates, system_packages
 from tools.debian_sources import FetchError, Mirrors
+from tools.given_builds import FEWEST_VERSIONS, check_given, ignored
 from tools.nginx_cache import (
     LACKING,
     STAMP,
@@ -55,7 +56,6 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "middle": ("bookworm", "bookworm-security", "bookworm-backports"),
     "new": ("trixie", "trixie-security", "forky", "sid"),
 }
-FEWEST_VERSIONS = 2
 # Behaviour changed at these versions, so the builds should lie on both sides of each: who unlinks a
 # unix socket (1.19.1), and which workers a shared listener wakes (1.21.6).
 SPANNED = ("1.19.1", "1.21.6")
@@ -119,7 +119,10 @@ def ensure_builds() -> list[Build]:
     """All builds in ascending order, made now if need be. Raises BuildsError with what to do."""
     given = given_builds_folder()
     if given is not None:
-        return check_given(given)
+        builds = check_given(given)
+        if left_out := ignored(given):
+            say(f"ignored in {given}, not named like 1.26.3: {', '.join(left_out)}")
+        return builds
     root = cache_folder() / "nginx"
     root.mkdir(parents=True, exist_ok=True)
     # Another `make test` may be building: it holds the lock, and afterwards nothing is left to do.
@@ -131,27 +134,6 @@ def ensure_builds() -> list[Build]:
             finished = finished_slots(root)
         builds = sorted(finished.values())
         check_versions([build.version for build in builds])
-    return builds
-
-
-def check_given(folder: Path) -> list[Build]:
-    """The builds in NGINX_BUILDS, each one tried. Raises BuildsError naming the first bad one."""
-    if not folder.is_dir():
-        raise BuildsError(f"cannot use NGINX_BUILDS={folder}: it is not a folder")
-    builds = sorted(
-        Build.at(path) for path in folder.iterdir() if VERSION_PATTERN.fullmatch(path.name)
-    )
-    for build in builds:
-        version = reported_version(build.path)
-        if version != build.version:
-            raise BuildsError(
-                f"cannot use {build.path}: it says that it is {version}, its folder {build.version}"
-            )
-    if len(builds) < FEWEST_VERSIONS:
-        raise BuildsError(
-            f"cannot use NGINX_BUILDS={folder}: {len(builds)} versions in it (folders named like"
-            f" 1.26.3 with sbin/nginx), at least {FEWEST_VERSIONS} are needed to upgrade between"
-        )
     return builds
 
 

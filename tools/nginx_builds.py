@@ -12,7 +12,8 @@ import sys
 from functools import cache
 from itertools import combinations
 
-from tools.build_nginx import check_given, finished_slots
+from tools.build_nginx import finished_slots
+from tools.given_builds import check_given
 from tools.nginx_cache import (
     FEATURES,
     FILES,

@@ -14,6 +14,7 @@ VERSION_PATTERN = re.compile(r"\d+\.\d+\.\d+")
 STAMP = "build.json"
 # Beside each nginx of ours lies one without this module, which sites commonly use.
 LACKING = "stub_status"
+LIMIT_SECONDS = 10
 MARKER_MODULE = "ngx_http_marker_module.so"
 
 # What the tests may need of a build: files in its folder, the dynamic module of the tests and the
@@ -106,9 +107,13 @@ def read_stamp(folder: Path) -> dict[str, str]:
 def reported_version(nginx: Path) -> str:
     """The version that `nginx -v` prints. Raises BuildsError if it does not run or is not nginx."""
     try:
-        done = subprocess.run([nginx, "-v"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise BuildsError(f"cannot run {nginx} -v: {error}") from error
+        done = subprocess.run(
+            [nginx, "-v"], capture_output=True, text=True, errors="replace", timeout=LIMIT_SECONDS
+        )
+    except OSError as error:
+        raise BuildsError(f"cannot run {nginx} -v: {error.strerror}") from error
+    except subprocess.TimeoutExpired as error:
+        raise BuildsError(f"cannot run {nginx} -v: no end within {LIMIT_SECONDS} s") from error
     match = re.search(r"nginx version: \S+/(\d+\.\d+\.\d+)", done.stderr)
     if done.returncode != 0 or match is None:
         said = (done.stderr or done.stdout).strip()[:512]

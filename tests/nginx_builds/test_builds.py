@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from pathlib import Path
 
 import pytest
 
-from tools.build_nginx import check_given, check_versions
+from tools.build_nginx import check_versions
 from tools.debian_sources import FetchError, Mirrors, Source, fetch, parse_deb822, parse_one_line
 from tools.nginx_builds import BuildsError, ascending_pairs, builds, candidate
 
@@ -78,19 +77,6 @@ def test_fewer_than_two_versions_is_an_error(capsys: pytest.CaptureFixture[str])
     assert "do not span 1.19.1" in capsys.readouterr().err
     check_versions(["1.18.0", "1.26.3"])
     assert capsys.readouterr().err == ""
-
-
-def test_given_builds_are_tried(tmp_path: Path) -> None:
-    with pytest.raises(BuildsError, match="0 versions"):
-        check_given(tmp_path)
-    for build in builds():
-        shutil.copytree(build.path.parent, tmp_path / build.version / "sbin")
-    assert [build.version for build in check_given(tmp_path)] == [b.version for b in builds()]
-    shutil.copytree(tmp_path / builds()[0].version, tmp_path / "9.9.9")
-    with pytest.raises(BuildsError, match=r"its folder 9\.9\.9"):
-        check_given(tmp_path)
-    with pytest.raises(BuildsError, match="not a folder"):
-        check_given(tmp_path / "missing")
 
 
 def test_pairs_ascend() -> None:
