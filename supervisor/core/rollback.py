@@ -43,7 +43,7 @@ class Limits:
     turn: float = 0.05  # for the old master to act on the end of the candidate that it has reaped
     reload: float = 0.3  # for a true reload to show all of its effects
     revive: float = 5.0  # for the old workers to be back after HUP
-    react: float = 2.0  # for the candidate's workers to begin to leave after QUIT
+    react: float = 2.0  # for the candidate to do what QUIT or the end of its workers means
     drain: float = 60.0  # for the candidate's connections to end
     term: float = 5.0  # for the candidate to end after TERM
     kill: float = 5.0  # for the kernel to end it after KILL
@@ -65,6 +65,7 @@ class View:
     candidate_ready: bool  # its handlers were set and workers came up, at some time
     candidate_accepting: int
     candidate_workers: int  # all that live, accepting or leaving, orphans as well
+    candidate_alone_for: float | None = None  # since its master had no worker left
     waited: float  # since the rollback began
     candidate_gone_for: float | None = None
     candidate_reaped_for: float | None = math.inf  # since its parent has taken note of that
@@ -186,7 +187,8 @@ def _end_candidate(view: View, limits: Limits) -> Step:
         return Step.QUIT_CANDIDATE
     if view.candidate_accepting and view.quit_ago >= limits.react:
         return _end_hung_candidate(view, limits)
-    if not view.candidate_workers and view.quit_ago >= limits.react:
+    alone = view.candidate_alone_for
+    if alone is not None and min(alone, view.quit_ago) >= limits.react:
         return Step.KILL_CANDIDATE
     if view.quit_ago < limits.drain and not view.hasten:
         return Step.WAIT

@@ -159,6 +159,10 @@ def _look(
         if not alive and "reaped" not in progress.times and _is_reaped(candidate, old):
             progress.mark("reaped")
         theirs = candidate.look()
+        if theirs.all_but_masters:
+            progress.times.pop("alone", None)
+        elif "alone" not in progress.times:
+            progress.mark("alone")
     had = run.winch_workers
     fresh_start = progress.relaunched
     return View(
@@ -174,6 +178,7 @@ def _look(
         candidate_ready=candidate is not None and candidate.ready,
         candidate_accepting=len(theirs.accepting | theirs.starting),
         candidate_workers=len(theirs.all_but_masters),
+        candidate_alone_for=progress.ago("alone"),
         waited=trio.current_time() - progress.began,
         candidate_gone_for=progress.ago("gone"),
         candidate_reaped_for=progress.ago("reaped"),

@@ -270,6 +270,10 @@ class Rollback:
             self.times.setdefault("gone", now)
             if not old.zombie_candidate:
                 self.times.setdefault("reaped", now)
+        if candidate.workers:
+            self.times.pop("alone", None)
+        else:
+            self.times.setdefault("alone", now)
         accepting = {one for one in old.workers if one.accepting(now)}
         starting = {one for one in old.workers if one.starting(now)}
         gone_for = None if candidate.kind is Kind.ABSENT else self.ago("gone")
@@ -289,6 +293,7 @@ class Rollback:
                 one.accepting(now) or one.starting(now) for one in candidate.workers
             ),
             candidate_workers=len(candidate.workers),
+            candidate_alone_for=self.ago("alone"),
             waited=now,
             candidate_gone_for=gone_for,
             hups=self.hups,

@@ -46,8 +46,9 @@ def test_a_held_upgrade_is_rolled_back(each_pair: tuple[Build, Build]) -> None:
             rollback = nginx.ctl("rollback")
             assert_rolled_back_by_operator(nginx.end(upgrade), rollback)
             begun = downloads.stop()
-        assert (begun.failures, begun.kinds["slow"].ok) == (0, 2), begun
-        assert set(begun.versions) == {new.version}, begun
+        # Whoever was done before the candidate left has begun again, with the old one.
+        assert begun.failures == 0, begun
+        assert begun.versions[new.version] == 2, begun
         report = serving_again(nginx, load, old)
         checks.assert_nothing_lost(report, plan, handovers=2)
         assert new.version in report.versions
