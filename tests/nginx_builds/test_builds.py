@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from tools.build_nginx import check_versions
-from tools.debian_sources import FetchError, Mirrors, Source, fetch, parse_deb822, parse_one_line
+from tools import debian_sources
+from tools.build_nginx import SLOTS, check_versions, ensure_builds, obtain
+from tools.debian_sources import (
+    FetchError,
+    Mirrors,
+    Source,
+    fetch,
+    machine_mirrors,
+    parse_deb822,
+    parse_one_line,
+)
 from tools.nginx_builds import BuildsError, ascending_pairs, builds, candidate
 
 MIRROR = "http://mirror.example/debian"
@@ -68,6 +77,59 @@ def test_a_suite_without_a_mirror_is_named(tmp_path: Path) -> None:
     mirrors = Mirrors(archive=(Source(uri=MIRROR, suites=("bookworm",), components=("main",)),))
     with pytest.raises(FetchError, match="bookworm-security"):
         fetch("nginx", suite="bookworm-security", mirrors=mirrors, into=tmp_path)
+
+
+def test_another_suite_stands_in_for_one_that_cannot_be_fetched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+    first, second, *_ = SLOTS["middle"]
+
+    def fetch_from_the_second(package: str, *, suite: str, mirrors: Mirrors, into: Path) -> Path:
+        asked.append(suite)
+        if suite == first:
+            raise FetchError("404  Not Found")
+        path = into / f"{package}_1.22.1.orig.tar.gz"
+        path.touch()
+        return path
+
+    monkeypatch.setattr(debian_sources, "fetch", fetch_from_the_second)
+    none = Mirrors(archive=())
+    tarball = obtain("middle", mirrors=none, sources=tmp_path)
+    assert tarball is not None
+    assert (tarball.suite, tarball.version, asked) == (second, "1.22.1", [first, second])
+    assert f"cannot fetch nginx from {first}: 404  Not Found" in capsys.readouterr().err
+
+    asked.clear()
+    monkeypatch.setitem(SLOTS, "middle", (second, first))
+    assert obtain("middle", mirrors=none, sources=tmp_path) == tarball
+    assert asked == []  # it was kept
+
+
+def test_a_slot_that_no_suite_has_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fetch_from_none(package: str, *, suite: str, mirrors: Mirrors, into: Path) -> Path:
+        raise FetchError("404  Not Found")
+
+    monkeypatch.setattr(debian_sources, "fetch", fetch_from_none)
+    assert obtain("new", mirrors=Mirrors(archive=()), sources=tmp_path) is None
+    said = capsys.readouterr().err
+    assert [line.split()[5] for line in said.splitlines()] == [f"{each}:" for each in SLOTS["new"]]
+
+
+@pytest.mark.parametrize(
+    "release", [{"ID": "fedora"}, {"ID": "ubuntu", "ID_LIKE": "debian"}, {}], ids=str
+)
+def test_a_machine_that_is_not_debian_is_told_what_to_set(
+    release: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(debian_sources, "os_release", lambda: release)
+    assert machine_mirrors() == Mirrors(archive=())
+    monkeypatch.delenv("NGINX_BUILDS", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(BuildsError, match=r"set NGINX_BUILDS=DIR \(a folder of VERSION/sbin/nginx"):
+        ensure_builds()
 
 
 def test_fewer_than_two_versions_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
