@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from supervisor.core import commands
-from supervisor.core.actions import Action
+from supervisor.core.actions import Action, Aim, Operation, Pronounce, Run, Settle, Watch
 from supervisor.core.events import Event, MasterExited, Requested
 from supervisor.core.machine import step
-from supervisor.core.model import Phase, Rules, State, Upgrade
+from supervisor.core.model import Phase, Rules, State, Upgrade, Verdict
 from supervisor.core.policy import RestartPolicy
 
 RULES = Rules(start_timeout=10.0, canary=5.0, soak=30.0)
@@ -45,6 +47,20 @@ UNDERWAY: dict[Phase, State] = {
     )
 }
 DRAINING = replace(IDLE, phase=Phase.DRAINING, active=2, retiring=frozenset({1}), rescuable=True)
+
+NOTHING, ON_ACTIVE = Aim(Watch.NOTHING), Aim(Watch.ACTIVE)
+ROLL_BACK = Run(operation=Operation.ROLL_BACK)
+STARTED = Settle(ok=True, reason="started", detail="nginx serves")
+HEALTHY = Pronounce(
+    verdict=Verdict.COMMITTED, reason="healthy", detail="the candidate serves alone"
+)
+
+
+def of(*phases: Phase) -> list[pytest.param]:
+    return [pytest.param(UNDERWAY[phase], id=phase.value) for phase in phases]
+
+
+FORWARD = of(Phase.SPAWNING, Phase.CANARY, Phase.SHIFTING, Phase.SOAKING, Phase.HELD)
 
 
 class Story:
