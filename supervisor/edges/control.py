@@ -136,7 +136,17 @@ class _Admission:
         self._open: dict[Connection, None] = {}  # in the order in which they came
 
     async def admit(self, stream: trio.SocketStream) -> None:
-        """Serve `stream` to its end."""
+        """Serve `stream` to its end, which no exception but a cancellation leaves.
+
+        Above are the nurseries of the whole supervisor: a fault in one connection, whoever's it
+        is, must cost that connection and nothing else.
+        """
+        try:
+            await self._serve(stream)
+        except* Exception:  # noqa: BLE001 - the boundary: a bug of ours, told with its traceback
+            _log.exception("control.connection_failed")
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
         connection = Connection(
             stream,
             peer_of(stream.socket),

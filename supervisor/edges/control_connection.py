@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -144,12 +144,13 @@ class Connection:
                 nursery.cancel_scope.cancel()
 
     async def refuse(self, error: CallError) -> None:
-        """Say why this client gets no service, and close."""
+        """Say why this client gets no service, and close. Instead of `run`, not beside it."""
         async with self._stream:
-            try:
-                await self.send(wire.encode_error(error.error, error.parameters))
-            except HungUp:
-                return
+            await self._say_last(error)
+
+    async def _say_last(self, error: CallError) -> None:
+        with suppress(HungUp):
+            await self.send(wire.encode_error(error.error, error.parameters))
 
     async def send(self, message: bytes) -> None:
         """Send one message; raises HungUp when the client is gone or takes too long."""
@@ -229,8 +230,9 @@ class Connection:
             try:
                 await self._answer_one(message)
             except wire.FrameError as broken:
+                # The stream is closed by `run`, once the reader has ended: it still looks at it.
                 error = f"{wire.INTERFACE}.BadMessage"
-                await self.refuse(CallError(error, {"detail": str(broken)}))
+                await self._say_last(CallError(error, {"detail": str(broken)}))
                 return
             except HungUp:
                 continue  # calls that had come before the client left are still carried out
