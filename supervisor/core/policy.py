@@ -23,7 +23,13 @@ judge, the triggers that need no configuration judge alone. Those come from the 
 - Any other code counts as unexpected. Three unexpected ends in ten seconds are a loop.
 
 The shared listener shows some workers never, so "the candidate is healthy" also asks that each of
-its workers has answered, where an answer can be traced to a worker at all.
+its workers has answered, where an answer can be traced to a worker at all. Where only chance can
+bring a probe to the candidate (the canary of a site without the private listener), nothing is
+waited for: such a probe can condemn, and its silence says nothing.
+
+Nothing condemns after fewer than `fall` failures, and a soak lasts exactly its duration: in a short
+one a candidate that never answers well would not be condemned. So there is a last look before the
+commit: each probe that judges has to have been heard since the shift, and well at last.
 
 `RestartPolicy`: a generation that had been ready is started again at once. The pause, doubling,
 begins with a start that did not become ready, or with one crash more than `crash_limit` within
@@ -85,6 +91,7 @@ class Criterion:
     rise: int
     fall: int
     up_before: bool
+    awaited: bool = True  # the candidate is healthy only once this has passed often enough
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +123,7 @@ class Judge:
         self._expected = expected_workers
         self._health = {name: Health() for name in self._judging}
         self._last = dict.fromkeys(self._judging, "no answer yet")
+        self._heard: dict[str, Outcome] = {}  # the last outcome that counts, by probe
         self._workers: frozenset[int] = frozenset()
         self._answered: set[int] = set()
         self._traceable = False  # some answer could be traced to a worker
@@ -142,8 +150,10 @@ class Judge:
         if criterion is None:
             return
         self.judged = True
-        self._traceable = self._traceable or (passed and seen.worker_pid is not None)
+        if criterion.awaited and passed and seen.worker_pid is not None:
+            self._traceable = True
         self._last[seen.probe] = seen.detail
+        self._heard[seen.probe] = seen.outcome
         health = self._health[seen.probe].observe(
             seen.outcome, rise=criterion.rise, fall=criterion.fall
         )
@@ -206,12 +216,32 @@ class Judge:
         """How many of how many accepting workers have answered."""
         return len(self._workers & self._answered), len(self._workers)
 
+    @property
+    def unheard(self) -> frozenset[str]:
+        """The probes that judge and have not been heard of."""
+        return frozenset(self._judging) - self._heard.keys()
+
+    def last_look(self) -> Trigger | None:
+        """What speaks against a commit now: more than what condemns at any other time."""
+        if self.trigger is not None:
+            return self.trigger
+        for name in self._judging:
+            last = self._last[name]
+            if self._heard.get(name) is Outcome.FAIL:
+                failures = self._health[name].failures
+                text = f"probe {name} failed at the last look, {failures} in a row: {last}"
+                return Trigger(reason="probe_failed", detail=text)
+            if name in self.unheard:
+                text = f"probe {name} passed before the upgrade, and not since the shift: {last}"
+                return Trigger(reason="soak_inconclusive", detail=text)
+        return None
+
     def _lacking(self) -> list[str]:
         lacking = [
             f"probe {name} passed {self._health[name].passes} of {one.rise} times "
             f"({self._last[name]})"
             for name, one in self._judging.items()
-            if self._health[name].state is not HealthState.UP
+            if one.awaited and self._health[name].state is not HealthState.UP
         ]
         if self._expected is not None and len(self._workers) < self._expected:
             lacking.append(f"{len(self._workers)} of {self._expected} workers are up")

@@ -179,6 +179,68 @@ def test_without_probes_the_number_of_workers_decides() -> None:
     assert Judge(candidate=CANDIDATE, criteria=()).healthy
 
 
+def test_a_probe_that_only_chance_brings_there_condemns_and_is_not_waited_for() -> None:
+    by_chance = Criterion(name="home", rise=2, fall=2, up_before=True, awaited=False)
+    made = judge(by_chance)
+    assert made.healthy
+    made.observe(seen(PASS, worker=11))
+    assert made.healthy  # not every worker need answer either
+    assert made.judged
+    made.observe(seen(FAIL, worker=11))
+    made.observe(seen(FAIL, worker=12))
+    assert reason(made) == "probe_failed"
+
+
+# --- the judge: the last look ---
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ((PASS,), None),
+        ((FAIL, FAIL, PASS), None),
+        ((PASS, UNSURE), None),
+        ((FAIL,), "probe_failed"),
+        ((PASS, PASS, FAIL), "probe_failed"),
+        ((PASS, FAIL, UNSURE), "probe_failed"),
+        ((), "soak_inconclusive"),
+        ((UNSURE,), "soak_inconclusive"),
+    ],
+)
+def test_the_last_look_asks_for_a_good_last_answer(
+    outcomes: tuple[Outcome, ...], expected: str | None
+) -> None:
+    made = judge()
+    for outcome in outcomes:
+        made.observe(seen(outcome))
+    assert made.trigger is None
+    found = made.last_look()
+    assert (found.reason if found else None) == expected
+    assert found is None or "what it said" in found.detail or "no answer yet" in found.detail
+
+
+def test_the_last_look_looks_at_every_probe_that_judges() -> None:
+    quiet = Criterion(name="quiet", rise=1, fall=1, up_before=False)
+    made = judge(HOME, Criterion(name="other", rise=2, fall=3, up_before=True), quiet)
+    assert made.unheard == {"home", "other"}
+    made.observe(seen(PASS))
+    made.observe(seen(FAIL, probe="quiet"))
+    assert made.unheard == {"other"}
+    found = made.last_look()
+    assert found is not None
+    assert found.detail.startswith("probe other passed before the upgrade")
+    made.observe(seen(PASS, probe="other"))
+    assert made.last_look() is None
+    assert judge(quiet).last_look() is None
+
+
+def test_the_last_look_repeats_what_has_condemned() -> None:
+    made = judge()
+    made.observe(seen(PASS))
+    made.worker_exited(11, code=None, signal=11, draining=False, at=1.0)
+    assert made.last_look() == made.trigger
+
+
 # --- the judge: workers ---
 
 
