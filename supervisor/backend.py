@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from supervisor.engine import Engine
     from supervisor.evidence import Evidence
 
-_ALL = 10_000
-
 
 class Backend:
     """Implements `ControlBackend`."""
@@ -81,9 +79,9 @@ class Backend:
         del peer  # every caller that gets here may do everything
         return self._engine.submit(command)
 
-    def history(self, limit: int | None) -> Sequence[Mapping[str, object]]:
+    async def history(self, limit: int | None) -> Sequence[Mapping[str, object]]:
         """See ControlBackend."""
-        return self._history.entries(limit or _ALL)
+        return await trio.to_thread.run_sync(self._history.entries, limit)
 
     def versions(self) -> Sequence[Mapping[str, object]]:
         """See ControlBackend."""

@@ -10,7 +10,7 @@ Hanging up ends the waiting and nothing else: calls that had arrived are still c
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NoReturn
@@ -19,7 +19,7 @@ import structlog
 import trio
 
 from supervisor import wire
-from supervisor.varlink import Check
+from supervisor.varlink import Check, Mismatch
 
 _log = structlog.get_logger()
 _CHUNK = 1 << 16
@@ -77,11 +77,23 @@ class Exchange:
 
     async def reply(self, parameters: Mapping[str, object], *, continues: bool = False) -> None:
         """Send one reply; see the class."""
-        if self._check is not None and (mismatch := self._check(parameters, "")):
-            _log.error("control.bad_reply", method=self.call.method, field=mismatch.path)
-            raise internal_error(f"the reply's {mismatch.path} should be {mismatch.expected}")
+        if self._check is not None:
+            self._insist(self._check(parameters, ""))
         if not self.call.oneway and (self.call.more or not continues):
             await self._connection.send(wire.encode_reply(parameters, continues=continues))
+
+    async def reply_rows(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
+        """Send one reply with nothing but a list, which may be long: others go on meanwhile."""
+        if self._check is not None:
+            self._insist(await trio.to_thread.run_sync(self._check, {name: rows}, ""))
+        message = await trio.to_thread.run_sync(wire.encode_rows, name, rows)
+        if not self.call.oneway:
+            await self._connection.send(message)
+
+    def _insist(self, mismatch: Mismatch | None) -> None:
+        if mismatch is not None:
+            _log.error("control.bad_reply", method=self.call.method, field=mismatch.path)
+            raise internal_error(f"the reply's {mismatch.path} should be {mismatch.expected}")
 
     @contextmanager
     def while_connected(self) -> Iterator[None]:

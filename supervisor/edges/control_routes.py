@@ -51,8 +51,11 @@ class ControlBackend(Protocol):
         """
         ...
 
-    def history(self, limit: int | None) -> Sequence[Mapping[str, object]]:
-        """The last `limit` verdicts (None: all that are kept), the oldest first."""
+    async def history(self, limit: int | None) -> Sequence[Mapping[str, object]]:
+        """The last `limit` verdicts (None: all that are kept), the oldest first.
+
+        Nobody waits for the disk meanwhile.
+        """
         ...
 
     def versions(self) -> Sequence[Mapping[str, object]]:
@@ -146,7 +149,7 @@ async def _history(backend: ControlBackend, exchange: Exchange, given: Fields) -
     limit = given.get("limit")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         invalid_parameter("limit")
-    await exchange.reply({"entries": backend.history(limit)})
+    await exchange.reply_rows("entries", await backend.history(limit))
 
 
 async def _versions(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:

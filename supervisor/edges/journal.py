@@ -16,13 +16,14 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
-from supervisor.edges.files import REAL_DISK, Disk, read_regular, storing
+from supervisor.edges.files import REAL_DISK, Disk, open_regular, read_regular, storing
 
 FORMAT = 1
 LARGEST_JOURNAL = 16 * 2**20
@@ -198,7 +199,7 @@ class History:
     def append(self, verdict: Record) -> bool:
         """`verdict` is on disk when this returns; False if its `upgrade_id` was there before."""
         if self._known is None:
-            self._known = {record.get("upgrade_id") for record in self._all()}
+            self._known = {verdict.get("upgrade_id") for verdict in self.entries()}
         upgrade_id = verdict.get("upgrade_id")
         if upgrade_id is not None and upgrade_id in self._known:
             return False
@@ -217,14 +218,24 @@ class History:
         self._known.add(upgrade_id)
         return True
 
-    def entries(self, limit: int) -> tuple[dict[str, object], ...]:
-        """The last `limit` verdicts, oldest first."""
-        return tuple(deque(self._all(), maxlen=limit))
+    def entries(self, limit: int | None = None) -> tuple[dict[str, object], ...]:
+        """The last `limit` verdicts (None: all that are kept), oldest first.
 
-    def last(self) -> dict[str, object] | None:
-        """The newest verdict, if there is one."""
-        entries = self.entries(1)
-        return entries[0] if entries else None
+        Costs what it returns, whatever is kept: the file is read from its end.
+        """
+        with closing(self._newest_first()) as verdicts:
+            return tuple(islice(verdicts, limit))[::-1]
+
+    def find(self, upgrade_id: str) -> dict[str, object] | None:
+        """The verdict of this upgrade, if it is kept."""
+        return self.last(lambda verdict: verdict.get("upgrade_id") == upgrade_id)
+
+    def last(
+        self, fits: Callable[[Record], bool] = lambda _verdict: True
+    ) -> dict[str, object] | None:
+        """The newest verdict that fits, if there is one."""
+        with closing(self._newest_first()) as verdicts:
+            return next(filter(fits, verdicts), None)
 
     def _rotate_when_large(self) -> None:
         try:
@@ -234,13 +245,35 @@ class History:
         if size >= self._rotate_at:
             self._disk.rename(self.path, self._older)
 
-    def _all(self) -> list[dict[str, object]]:
-        records = []
-        for path in (self._older, self.path):
-            try:
-                data = read_regular(path, limit=2 * self._rotate_at + 2**20)
-            except OSError:
-                continue
-            decoded = map(decode_line, data.splitlines())
-            records += [each[1] for each in decoded if not isinstance(each, str)]
-        return records
+    def _newest_first(self) -> Generator[dict[str, object], None, None]:
+        with ExitStack() as opened:
+            # Both before either is read, the growing one first: a rotation meanwhile then shows
+            # the same file twice, and never hides one.
+            files: dict[tuple[int, int], int] = {}
+            for path in (self.path, self._older):
+                with suppress(OSError):
+                    fd = open_regular(path)
+                    opened.callback(os.close, fd)
+                    found = os.fstat(fd)
+                    files.setdefault((found.st_dev, found.st_ino), fd)
+            for fd in files.values():
+                for line in _lines_backwards(fd, limit=2 * self._rotate_at + 2**20):
+                    decoded = decode_line(line)
+                    if not isinstance(decoded, str):
+                        yield decoded[1]
+
+
+_CHUNK = 1 << 16
+
+
+def _lines_backwards(fd: int, *, limit: int) -> Iterator[bytes]:
+    """The lines of a file from its last one back, of its last `limit` bytes."""
+    end = os.fstat(fd).st_size
+    floor = max(0, end - limit)
+    begun = b""  # of the line whose beginning has not been read yet
+    while end > floor:
+        start = max(floor, end - _CHUNK)
+        begun, *lines = (os.pread(fd, end - start, start) + begun).split(b"\n")
+        yield from reversed(lines)
+        end = start
+    yield begun

@@ -146,7 +146,8 @@ class FakeBackend:
             send.close()
         self._senders.clear()
 
-    def history(self, limit: int | None) -> Sequence[Mapping[str, object]]:
+    async def history(self, limit: int | None) -> Sequence[Mapping[str, object]]:
+        await trio.lowlevel.checkpoint()
         return self.past if limit is None else self.past[-limit:]
 
     def versions(self) -> Sequence[Mapping[str, object]]:

@@ -6,7 +6,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -155,6 +156,27 @@ async def test_a_client_that_reads_nothing_harms_no_other(
         with pytest.raises(trio.BrokenResourceError):
             await deaf.send_all(STATUS_CALL * 100_000)  # nobody reads on, and then it is dropped
     await assert_serves(control)
+
+
+async def test_a_long_history_keeps_nobody_waiting(
+    control: str, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading, checking and writing thousands of verdicts takes long: all of it in a thread."""
+    served, encode_rows = threading.Event(), wire.encode_rows
+
+    def encode_later(name: str, rows: Sequence[Mapping[str, object]]) -> bytes:
+        assert served.wait(PATIENCE)
+        return encode_rows(name, rows)
+
+    monkeypatch.setattr(wire, "encode_rows", encode_later)
+    backend.past = [verdict("committed", upgrade_id=f"u{number}") for number in range(20)]
+    async with client(control) as stream:
+        await stream.send_all(wire.encode_call(f"{wire.INTERFACE}.History"))
+        await assert_serves(control)
+        served.set()
+        reply = await receive(stream)
+        assert reply is not None
+        assert reply.parameters == {"entries": backend.past}
 
 
 async def test_a_socket_file_that_a_stranger_can_open_still_refuses_him(

@@ -155,3 +155,8 @@ def test_the_client_loads_little() -> None:
     allowed |= {"_collections_abc", "os.path", "abc", "_abc", "__future__"}
     assert set(ours) <= set(listed)
     assert set(listed) <= allowed
+
+
+@pytest.mark.parametrize("rows", [[], [{"a": 1}], [{"a": "\ud800"}, {"b": [None, {"c": 0.5}]}]])
+def test_rows_are_a_reply_like_any_other(rows: list[dict[str, object]]) -> None:
+    assert wire.encode_rows("entries", rows) == wire.encode_reply({"entries": rows})

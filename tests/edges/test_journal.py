@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from supervisor.core.errors import Refusal
+from supervisor.edges import journal as journal_module
 from supervisor.edges.files import RealDisk
-from supervisor.edges.journal import History, Journal, JournalContents, encode_line
+from supervisor.edges.journal import History, Journal, JournalContents, decode_line, encode_line
 from supervisor.edges.runtime_state import KnownMaster, RuntimeContents, RuntimeState
 
 
@@ -193,6 +194,65 @@ def test_the_history_does_not_grow_without_limit(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.1.jsonl", "history.jsonl"]
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) < 3000
     assert [entry["upgrade_id"] for entry in history.entries(2)] == ["u98", "u99"]
+    everything = [entry["upgrade_id"] for entry in history.entries()]
+    assert everything == [f"u{number}" for number in range(100 - len(everything), 100)]
+    assert history.find("u98") == {"upgrade_id": "u98"}
+    assert history.find("u1") is None
+
+
+def test_the_last_that_fits(tmp_path: Path) -> None:
+    history = History(tmp_path)
+    for number in range(5):
+        history.append({"upgrade_id": f"u{number}", "verdict": "refused" if number else "done"})
+    assert history.last(lambda verdict: verdict["verdict"] == "done") == {
+        "upgrade_id": "u0",
+        "verdict": "done",
+    }
+    assert history.last(lambda verdict: verdict["verdict"] == "failed") is None
+
+
+@pytest.mark.parametrize("length", [10, 1 << 16, (1 << 16) - 1, 200_000])
+def test_lines_of_any_length_are_read_from_the_end(tmp_path: Path, length: int) -> None:
+    """The file is read in pieces, whose borders fall anywhere in a line."""
+    history = History(tmp_path)
+    written = [{"upgrade_id": f"u{number}", "detail": "x" * length} for number in range(4)]
+    for verdict in written:
+        history.append(verdict)
+    assert list(history.entries()) == written
+    for limit in range(1, 5):
+        assert list(history.entries(limit)) == written[-limit:]
+
+
+def test_a_short_look_does_not_read_the_whole_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 MB of verdicts take half a second to read; `status` and `--limit` need a few of them."""
+    history = History(tmp_path)
+    line = encode_line(0, {"upgrade_id": "u", "detail": "x" * 300})
+    history.path.write_bytes(line * 10_000)
+    decoded: list[bytes] = []
+
+    def counting(line: bytes) -> object:
+        decoded.append(line)
+        return decode_line(line)
+
+    monkeypatch.setattr(journal_module, "decode_line", counting)
+    assert len(history.entries(3)) == 3
+    assert len(decoded) < 10
+    assert len(history.entries()) == 10_000
+
+
+def test_a_rotation_while_it_is_read_neither_hides_nor_doubles(tmp_path: Path) -> None:
+    history = History(tmp_path, rotate_at=1)
+    history.append({"upgrade_id": "a"})
+    history.append({"upgrade_id": "b"})
+    reading = history._newest_first()
+    assert next(reading) == {"upgrade_id": "b"}
+    history.append({"upgrade_id": "c"})
+    assert list(reading) == [{"upgrade_id": "a"}]
+    history.path.unlink()
+    history.path.hardlink_to(tmp_path / "history.1.jsonl")  # as between the two openings
+    assert [entry["upgrade_id"] for entry in history.entries()] == ["b"]
 
 
 MASTER = KnownMaster(
@@ -204,7 +264,7 @@ MASTER = KnownMaster(
     version="1.22.1",
     version_id="i",
     role="active",
-    workers=(11, 12),
+    session=10,
 )
 
 
@@ -235,10 +295,3 @@ def test_an_unusable_record_is_a_note(tmp_path: Path, content: str) -> None:
     contents = state.load()
     assert contents.masters == ()
     assert str(state.path) in contents.note
-
-
-def test_workers_on_record_are_pids(tmp_path: Path) -> None:
-    state = RuntimeState(tmp_path)
-    state.save([MASTER])
-    state.path.write_text(state.path.read_text().replace("11", '"x"'))
-    assert "workers" in state.load().note
