@@ -1,4 +1,7 @@
-"""Watch one generation: its master and its workers by pidfd, its number of workers by count."""
+"""Watch one generation: its master and its workers by pidfd, its number of workers by count.
+
+What it writes goes into our log beside that, as far as it can be told: see `_tell_output`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import trio
 from supervisor.core.events import Event, MasterExited
 from supervisor.core.policy import SETTLE
 from supervisor.edges import procfs
+from supervisor.edges.capture import PIECE, Capture
 from supervisor.edges.generation import Generation
 from supervisor.edges.linux import ExitStatus
 from supervisor.edges.process import Process
@@ -27,6 +31,17 @@ RESPAWN = 0.005
 
 LINE = 1024
 """Characters of a line of nginx's output that go into the log."""
+
+OUTPUT_BACKLOG = 2**20
+"""Bytes of nginx's output that may be unread; where there is more, the oldest is dropped ..."""
+
+OUTPUT_KEPT = 2**16
+"""... and this much of it is told."""
+
+OUTPUT_FLOOD = 0.1
+"""Seconds between two looks at the output while it comes faster than it can be told."""
+
+_LINES_AT_ONCE = 64  # about a millisecond; then others have their turn
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +89,8 @@ async def watch(
             generation.remember(world.find_strays(generation))
         generation.exit = status
         generation.changed.set()
+        if generation.output is not None:
+            _tell_now(world, generation.output)  # before anything is done about it: it says why
         post(
             MasterExited(
                 generation=generation.id,
@@ -104,6 +121,8 @@ async def watch(
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(master)
+        nursery.start_soon(_tell_output, world, generation)
+        stopped = False
         while not (generation.exit is not None and generation.gone):
             brood = generation.look()
             draining |= brood.draining
@@ -111,24 +130,75 @@ async def watch(
                 if pid not in watched:
                     watched.add(pid)
                     nursery.start_soon(worker, process)
+            was_stopped, stopped = stopped, generation.master.stopped
+            if stopped is not was_stopped:
+                _tell_stopped(world, generation, stopped=stopped)
             see(
                 Counted(
-                    generation=generation.id, brood=brood,
-                    master_stopped=generation.master.stopped, at=trio.current_time(),
+                    generation=generation.id, brood=brood, master_stopped=stopped,
+                    at=trio.current_time(),
                 )
             )  # fmt: skip
-            _tell_output(world, generation)
             generation.changed = trio.Event()
             with trio.move_on_after(CENSUS):
                 await generation.changed.wait()
+        nursery.cancel_scope.cancel()
 
 
-def _tell_output(world: World, generation: Generation) -> None:
-    """What nginx wrote to its standard output and error since the last time, into our log.
+def _tell_stopped(world: World, generation: Generation, *, stopped: bool) -> None:
+    """A stopped master takes no signal; its workers serve on, so that nobody notices otherwise."""
+    fields = {"generation": f"g{generation.id}", "pid": generation.master.pid}
+    if stopped:
+        detail = "it takes no signal until SIGCONT; its workers serve on"
+        world.log.warning("generation.master_stopped", **fields, detail=detail)
+    else:
+        world.log.info("generation.master_continued", **fields)
+
+
+async def _tell_output(world: World, generation: Generation) -> None:
+    """What nginx writes to its standard output and error, into our log; until cancelled.
 
     Generations that were upgraded from one another share it: the lines carry nginx's own pids.
+    All that is there is told at each look, unless it is too much: then the oldest is dropped
+    unread, since it is memory, and the looks come closer together while that lasts.
     """
-    if generation.output is None:
+    output = generation.output
+    if output is None:
         return
-    for line in generation.output.drain():
+    lost, told_loss = 0, 0.0
+    try:
+        while True:
+            pause = CENSUS
+            if output.behind > OUTPUT_BACKLOG:
+                lost += output.drop_all_but(OUTPUT_KEPT)
+                pause = OUTPUT_FLOOD
+            if lost and trio.current_time() - told_loss >= CENSUS:
+                _tell_lost(world, lost)
+                lost, told_loss = 0, trio.current_time()
+            for _ in range(1 + output.behind // PIECE):  # not what comes while this is told
+                lines = output.drain()
+                for start in range(0, len(lines), _LINES_AT_ONCE):
+                    _tell_lines(world, lines[start : start + _LINES_AT_ONCE])
+                    await trio.lowlevel.cancel_shielded_checkpoint()  # they are drained already
+            await trio.sleep(pause)
+    finally:
+        lost += output.drop_all_but(OUTPUT_KEPT)
+        if lost:
+            _tell_lost(world, lost)
+        _tell_now(world, output)
+
+
+def _tell_now(world: World, output: Capture) -> None:
+    """The next of the output without a pause, as much as takes some milliseconds."""
+    for _ in range(OUTPUT_KEPT // PIECE):
+        _tell_lines(world, output.drain())
+
+
+def _tell_lost(world: World, lost: int) -> None:
+    detail = "nginx writes more to its standard output or error than can be logged"
+    world.log.warning("nginx.output_dropped", bytes=lost, detail=detail)
+
+
+def _tell_lines(world: World, lines: list[str]) -> None:
+    for line in lines:
         world.log.info("nginx.output", line=line[:LINE])

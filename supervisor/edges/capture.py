@@ -3,7 +3,8 @@
 nginx's writes to stderr block. Into a pipe that nobody reads, `error_log stderr` or `access_log
 /dev/stdout` would stop all workers, and a stopped supervisor would stop nginx. So both go to a
 memfd opened O_APPEND (memfd_create(2)); what has been read is given back by punching a hole
-(fallocate(2)), which no writer can notice.
+(fallocate(2)), which no writer can notice. nginx may write faster than anybody can read
+(`access_log /dev/stdout`), and what is not read is memory: so the oldest can be dropped unread.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import os
 
 _PUNCH = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _NAME = "nginx-output"
-_MOST_AT_ONCE = 65536
+_PAGE = 4096  # a hole in part of a page only zeroes it
+PIECE = 16384
+"""Bytes that one drain reads at most; also the longest line."""
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
@@ -25,6 +28,7 @@ class Capture:
     def __init__(self, fd: int, read_up_to: int = 0) -> None:
         self.fd = fd
         self._read_up_to = read_up_to
+        self._given_back = 0  # everything before this page is a hole
 
     @classmethod
     def create(cls) -> Capture:
@@ -37,9 +41,10 @@ class Capture:
 
     @classmethod
     def reattach(cls, pid: int) -> Capture | None:
-        """The capture that process `pid` writes to, from its end on; None where it has none.
+        """The capture that process `pid` writes to; None where it has none.
 
-        Standard output first: nginx puts its error log in the place of its standard error
+        It goes on where a predecessor stopped: what that has read is a hole, or zeros in the last
+        page. Standard output first: nginx puts its error log in the place of its standard error
         (ngx_log.c, ngx_log_redirect_stderr).
         """
         for number in (1, 2):
@@ -47,8 +52,13 @@ class Capture:
             with contextlib.suppress(OSError):
                 if os.readlink(path).startswith(f"/memfd:{_NAME}"):
                     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-                    return cls(fd, os.fstat(fd).st_size)
+                    return cls(fd, _first_unread(fd))
         return None
+
+    @property
+    def behind(self) -> int:
+        """How many bytes have been written and not yet been drained; 0 when closed."""
+        return 0 if self.fd < 0 else os.fstat(self.fd).st_size - self._read_up_to
 
     def tail(self, most: int = 4096) -> str:
         """The end of what has been written and not yet been drained; empty when closed."""
@@ -59,25 +69,52 @@ class Capture:
         return os.pread(self.fd, size - start, start).decode(errors="replace").strip()
 
     def drain(self) -> list[str]:
-        """The complete lines since the last drain; their memory is given back. Empty when closed.
+        """The next complete lines, a few kilobytes of them; their memory is given back.
 
-        A number that was closed may be another file's by now, and a hole in that would be a loss.
+        Empty when there are none, and when closed: a number that was closed may be another file's
+        by now, and a hole in that would be a loss.
         """
         if self.fd < 0:
             return []
-        raw = os.pread(self.fd, _MOST_AT_ONCE, self._read_up_to)
+        raw = os.pread(self.fd, PIECE, self._read_up_to)
         end = raw.rfind(b"\n") + 1
-        if not end and len(raw) == _MOST_AT_ONCE:
+        if not end and len(raw) == PIECE:
             end = len(raw)  # a line longer than the bound is cut
         if not end:
             return []
-        # Whole pages up to here; a hole in part of a page only zeroes it.
-        _libc.fallocate(self.fd, _PUNCH, 0, self._read_up_to + end)
-        self._read_up_to += end
+        self._give_back(self._read_up_to + end)
         return raw[:end].decode(errors="replace").splitlines()
+
+    def drop_all_but(self, most: int) -> int:
+        """Give the oldest of what is unread back, from a line's end on; how many bytes are lost.
+
+        About `most` bytes stay. Takes no longer for more, and reads no more than one piece.
+        """
+        start = self._read_up_to + self.behind - most
+        if start <= self._read_up_to:
+            return 0
+        start += max(0, os.pread(self.fd, PIECE, start - 1).find(b"\n"))
+        lost = start - self._read_up_to
+        self._give_back(start)
+        return lost
+
+    def _give_back(self, end: int) -> None:
+        _libc.fallocate(self.fd, _PUNCH, self._given_back, end - self._given_back)
+        self._given_back = end - end % _PAGE
+        self._read_up_to = end
 
     def close(self) -> None:
         """Let go of it; nginx keeps its own descriptors."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def _first_unread(fd: int) -> int:
+    """Behind the hole and the zeros that what was read has left."""
+    try:
+        start = os.lseek(fd, 0, os.SEEK_DATA)
+    except OSError:  # ENXIO: no data at all
+        return os.fstat(fd).st_size
+    raw = os.pread(fd, _PAGE, start)
+    return start + len(raw) - len(raw.lstrip(b"\0"))

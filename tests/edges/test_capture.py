@@ -69,6 +69,47 @@ def test_memory_is_given_back_by_small_drains_too(capture: Capture) -> None:
     assert _memory(capture) <= 8192
 
 
+def test_the_oldest_can_be_dropped_unread(capture: Capture) -> None:
+    line = b"x" * 99 + b"\n"
+    os.write(capture.fd, line * 100_000 + b"last\n")
+    assert capture.behind == 10_000_005
+    lost = capture.drop_all_but(65536)
+    assert capture.behind == 10_000_005 - lost
+    assert 65536 - 100 <= capture.behind <= 65536
+    assert _memory(capture) <= 65536 + 8192
+    lines = _drain_all(capture)
+    assert set(lines[:-1]) == {"x" * 99}
+    assert lines[-1] == "last"
+    assert capture.drop_all_but(65536) == 0
+    assert _memory(capture) <= 8192
+
+
+def test_what_a_predecessor_left_unread_is_bounded_too(capture: Capture) -> None:
+    """It was killed, and nginx has written on."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=capture.fd) as writer:
+        os.write(capture.fd, b"x" * 99 + b"\n")
+        capture.drain()
+        os.write(capture.fd, (b"y" * 99 + b"\n") * 100_000)
+        found = Capture.reattach(writer.pid)
+        assert found is not None
+        assert found.behind == 10_000_000
+        assert found.drop_all_but(1000) == 9_999_000
+        assert _drain_all(found) == ["y" * 99] * 10
+        assert _memory(found) <= 8192
+        found.close()
+        writer.communicate()
+
+
+def test_nothing_is_left_to_reattach_to(capture: Capture) -> None:
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=capture.fd) as writer:
+        found = Capture.reattach(writer.pid)
+        assert found is not None
+        assert found.behind == 0
+        assert found.drain() == []
+        found.close()
+        writer.communicate()
+
+
 def test_writers_go_on_behind_the_hole(capture: Capture) -> None:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=capture.fd) as writer:
         assert writer.stdin is not None
@@ -84,8 +125,8 @@ def test_writers_go_on_behind_the_hole(capture: Capture) -> None:
 
 
 def test_a_line_without_end_is_cut(capture: Capture) -> None:
-    os.write(capture.fd, b"x" * 65536 + b"y\nnext\n")
-    assert capture.drain() == ["x" * 65536]
+    os.write(capture.fd, b"x" * 16384 + b"y\nnext\n")
+    assert capture.drain() == ["x" * 16384]
     assert capture.drain() == ["y", "next"]
 
 
@@ -105,12 +146,15 @@ def test_the_tail_is_bounded_and_not_consumed(capture: Capture) -> None:
 def test_a_successor_reattaches(capture: Capture, number: int) -> None:
     """nginx puts its error log in the place of standard error, so that 1 is the one that stays."""
     where = {1: {"stdout": capture.fd}, 2: {"stderr": capture.fd, "stdout": subprocess.DEVNULL}}
-    os.write(capture.fd, b"of an earlier life\n")
+    os.write(capture.fd, b"of an earlier life\n" * 1000)
+    assert len(_drain_all(capture)) == 1000
+    os.write(capture.fd, b"while nobody read\n")
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, **where[number]) as writer:  # type: ignore[call-overload]  # one of two
         found = Capture.reattach(writer.pid)
         assert found is not None
         os.write(capture.fd, b"of this one\n")
-        assert found.drain() == ["of this one"]
+        assert found.drain() == ["while nobody read", "of this one"]
+        assert _memory(found) <= 8192
         found.close()
         writer.stdin.close()
 
@@ -126,6 +170,8 @@ def test_a_closed_one_touches_no_other_file() -> None:
     other = os.dup2(first, number, inheritable=False)
     os.write(other, b"precious\n")
     assert made.drain() == []
+    assert made.drop_all_but(0) == 0
+    assert made.behind == 0
     assert made.tail() == ""
     assert os.pread(other, 100, 0) == b"precious\n"
     for fd in {first, other}:
