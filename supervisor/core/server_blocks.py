@@ -1,0 +1,239 @@
+"""The server blocks of a configuration, and which of them answers a request.
+
+The private probe listener belongs to the one block that includes its file. A probe may be sent
+there only where that block is also the one that answers on the probe's own address: else another
+block's answer, or none, would be held against the candidate. nginx decides by the address first
+(a listen of exactly that address goes before a wildcard), then by the name in the Host header
+(ngx_http_find_virtual_server): an exact name, the longest name that begins with a wildcard, the
+longest that ends with one, a regular expression, the default server. What cannot be told from the
+configuration alone (a name that has to be resolved, a regular expression) is a doubt, and in doubt
+a probe is not sent to the private listener.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from supervisor.core.nginx_config import _matches, _Reading, _split
+from supervisor.core.nginx_listen import (
+    ANY_IPV4,
+    ANY_IPV6,
+    DEFAULT_PORT,
+    AddressKind,
+    Listen,
+    Transport,
+    implied_listen,
+    parse_listen,
+)
+from supervisor.core.nginx_syntax import Directive
+from supervisor.core.probe_settings import (
+    Address,
+    ExecProbe,
+    HttpProbe,
+    ProbeSettings,
+    TcpAddress,
+    UnixAddress,
+)
+
+_LOCALHOST = ("127.0.0.1", "::1")
+_MEANS = {"localhost": _LOCALHOST, ANY_IPV4: ("127.0.0.1",), ANY_IPV6: ("::1",)}
+"""Where a connection to these goes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerBlock:
+    """One `server` of http, stream or mail."""
+
+    section: str
+    listens: tuple[Listen, ...]
+    names: tuple[str, ...] = ()  # as written, in lower case
+    default_on: frozenset[Listen] = frozenset()  # where it says default_server
+    includes: tuple[str, ...] = ()  # absolute paths and patterns
+
+    def reads(self, path: str) -> bool:
+        """Whether it includes `path`, or would if that existed."""
+        return any(path == one or _matches(path, one) for one in self.includes)
+
+
+def server_blocks(dump: str, *, implied_port: int = DEFAULT_PORT) -> tuple[ServerBlock, ...]:
+    """The server blocks in a `nginx -T` dump, in their order. Never raises."""
+    files = _split(dump)
+    reading = _Blocks(files, implied_port=implied_port)
+    for first in list(files)[:1]:
+        reading.main(first)
+    return tuple(reading.blocks)
+
+
+class _Blocks(_Reading):
+    """Walks through the configuration as for its other facts, and keeps its blocks."""
+
+    def __init__(self, files: dict[str, str], *, implied_port: int) -> None:
+        super().__init__(files, implied_port=implied_port)
+        self.blocks: list[ServerBlock] = []
+        self._patterns: list[str] = []
+
+    def _included(self, directive: Directive, file: str) -> list[str]:
+        self._patterns.append(posixpath.join(self._conf_prefix, directive.arguments[0]))
+        return super()._included(directive, file)
+
+    def _server(self, section: str, block: tuple[Directive, ...], file: str) -> None:
+        self._patterns = []
+        listens: list[Listen] = []
+        names: list[str] = []
+        default_on: set[Listen] = set()
+        for directive, place in self._expand(block, file):
+            if directive.name == "server_name":
+                names += [name.lower() for name in directive.arguments]
+            elif directive.name == "listen":
+                found = parse_listen(directive.arguments, section=section, file=place)
+                listens += found
+                if {"default_server", "default"} & set(directive.arguments):
+                    default_on.update(found)
+        if not listens and section == "http":
+            listens.append(implied_listen(port=self._implied_port, file=file))
+        self.blocks.append(
+            ServerBlock(
+                section=section, listens=tuple(listens), names=tuple(names),
+                default_on=frozenset(default_on), includes=tuple(self._patterns),
+            )
+        )  # fmt: skip
+
+
+def why_not_in_canary(
+    probe: ProbeSettings, blocks: Sequence[ServerBlock], include_file: str
+) -> str | None:
+    """Why the private listener would not answer as the probe's own address does; None: it would."""
+    if isinstance(probe, ExecProbe):
+        return None if probe.uses_probe_address else "the command does not use PROBE_ADDRESS"
+    own = next((block for block in blocks if block.reads(include_file)), None)
+    if own is None:
+        return f"no server block includes {include_file}"
+    places = _places(probe.address, blocks)
+    if not places:
+        return f"nothing in the configuration listens on {_written(probe.address)}"
+    for place in places:
+        if not any(place.takes(listen) for listen in own.listens):
+            return (
+                f"{_written(probe.address)} is not, or not surely, an address of the server block "
+                f"that includes {include_file}"
+            )
+        if isinstance(probe, HttpProbe) and not _answers(own, place, blocks, _name(probe.host)):
+            return (
+                f"another server block listens on {_written(probe.address)} too, and by the name "
+                f"{_name(probe.host)} nginx may choose that one"
+            )
+    return None
+
+
+def why_not_traceable(probe: ProbeSettings) -> str | None:
+    """Why nobody can tell which generation answers the probe on a public address; None: one can."""
+    match probe:
+        case ExecProbe():
+            return "a command's answer cannot be traced to a worker"
+        case HttpProbe(pid_header=str()):
+            return None
+        case _ if isinstance(probe.address, UnixAddress):
+            return "an answer on a unix socket cannot be traced to a worker without pid_header"
+    return None
+
+
+# --- addresses ---
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """What a connection may arrive at: all listens with this address."""
+
+    host: str  # canonical; a path for a unix socket
+    port: int
+
+    def takes(self, listen: Listen) -> bool:
+        """Whether `listen` is one of them."""
+        return _place(listen) == self
+
+
+def _place(listen: Listen) -> _Place | None:
+    if listen.transport is not Transport.TCP:
+        return None
+    if listen.kind is AddressKind.UNIX:
+        return _Place(posixpath.normpath(listen.host), 0)
+    return _Place(_canonical(listen.host) or listen.host, listen.port)
+
+
+def _canonical(host: str) -> str | None:
+    """An address in its one spelling; None for a name."""
+    try:
+        return str(ip_address(host))
+    except ValueError:
+        return None
+
+
+def _places(address: Address, blocks: Iterable[ServerBlock]) -> set[_Place]:
+    """Every place at which a connection to `address` may arrive."""
+    bound = {
+        place for block in blocks for one in block.listens if (place := _place(one)) is not None
+    }
+    if isinstance(address, UnixAddress):
+        return bound & {_Place(posixpath.normpath(address.path), 0)}
+    here = {place for place in bound if place.port == address.port}
+    named = {place for place in here if _canonical(place.host) is None}
+    written = address.host.lower()
+    numbers = _MEANS.get(_canonical(written) or written, (_canonical(written),))
+    found = set[_Place]()
+    for number in numbers:
+        if number is None:  # a name: the one that a listen has as well, else it may mean any
+            return here & {_Place(written, address.port)} or here
+        exact = _Place(number, address.port)
+        any_address = _Place(ANY_IPV6 if ":" in number else ANY_IPV4, address.port)
+        found |= here & {exact} or (here & {any_address}) | named
+    return found
+
+
+def _written(address: Address) -> str:
+    if isinstance(address, TcpAddress):
+        host = f"[{address.host}]" if ":" in address.host else address.host
+        return f"{host}:{address.port}"
+    return address.path
+
+
+# --- names ---
+
+
+def _name(host: str) -> str:
+    """The name in a Host header: without port, in lower case, without the last dot."""
+    if host.startswith("["):
+        return host.partition("]")[0].lower() + "]"
+    return host.partition(":")[0].lower().removesuffix(".")
+
+
+def _answers(own: ServerBlock, place: _Place, blocks: Iterable[ServerBlock], name: str) -> bool:
+    """Whether nginx surely chooses `own` for `name` among the blocks at `place`."""
+    there = [block for block in blocks if any(place.takes(one) for one in block.listens)]
+    if len(there) == 1:
+        return True
+    patterns = [(block, pattern) for block in there for pattern in block.names]
+    exact = [block for block, pattern in patterns if name == pattern.removeprefix(".")]
+    if exact:
+        return exact[0] is own
+    for affix in (_leading, _trailing):
+        matching = [(len(pattern), block) for block, pattern in patterns if affix(name, pattern)]
+        if matching:
+            longest = max(length for length, _ in matching)
+            return next(block for length, block in matching if length == longest) is own
+    if any(pattern.startswith("~") or "$" in pattern for _, pattern in patterns):
+        return False  # nobody can tell without the regular expressions and the host's own name
+    by_word = [block for block in there if any(place.takes(one) for one in block.default_on)]
+    return (by_word or there)[0] is own
+
+
+def _leading(name: str, pattern: str) -> bool:
+    """`*.example.org`, or `.example.org`, which means the bare name as well."""
+    return pattern.startswith(("*.", ".")) and name.endswith(pattern.removeprefix("*"))
+
+
+def _trailing(name: str, pattern: str) -> bool:
+    """`www.example.*`."""
+    return pattern.endswith(".*") and name.startswith(pattern.removesuffix("*"))
