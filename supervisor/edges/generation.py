@@ -59,6 +59,7 @@ class Generation:
     ready: bool = False
     ended: dict[int, ExitStatus] = field(default_factory=dict)  # workers, while it starts
     changed: trio.Event = field(default_factory=trio.Event)  # somebody new; its watcher renews it
+    executable: tuple[int, int] | None = None  # device and inode; None: not seen or not permitted
 
     @property
     def alive(self) -> bool:
@@ -93,7 +94,17 @@ class Generation:
         """`brood`, with everything that it shows remembered."""
         brood = self.brood()
         self.remember(brood.all_but_masters)
+        if self.executable is None:
+            self._learn_executable()
         return brood
+
+    def _learn_executable(self) -> None:
+        """What it runs can be told only while somebody of it lives."""
+        for pid in [self.master.pid] if self.alive else list(self.workers):
+            stat = procfs.read_stat(pid)
+            # A master that has not exec'd yet is still the shell that launches it.
+            if stat is not None and stat.has_execed is (pid == self.master.pid):
+                self.executable = self.executable or procfs.executable(pid)
 
     def signal_workers(self, what: signal.Signals, pids: Iterable[int] | None = None) -> None:
         """Signal the known workers (or those of `pids`) directly."""

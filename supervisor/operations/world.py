@@ -124,6 +124,7 @@ class World:
     run: UpgradeRun | None = None
     pid_path: str = ""  # as the configuration of the serving generation says
     sessions: set[int] = field(default_factory=set)  # of every master of this life
+    reapers: set[int] = field(default_factory=lambda: {1, os.getpid()})  # whom orphans of it get
     last_program: Program | None = None  # of the generation that served last
     version_of_upgrade: Callable[[str], str | None] = lambda _: None
     """The version that a past upgrade replaced, by the upgrade's id."""
@@ -166,18 +167,33 @@ class World:
     def join(self, generation: Generation) -> None:
         """Take a generation in and watch it."""
         self.generations.add(generation)
+        self._note_reaper(generation)
         stat = procfs.read_stat(generation.master.pid)
         if stat is not None:
             self.sessions.add(stat.session)
         self.watch(generation)
 
+    def _note_reaper(self, generation: Generation) -> None:
+        """A parent in another session did not fork the master, it got it: it gets its orphans too.
+
+        That is us, or whoever did where the supervisor was restarted or has adopted this nginx.
+        """
+        stat = procfs.read_stat(generation.master.pid)
+        parent = None if stat is None else procfs.read_stat(stat.parent)
+        if stat is not None and parent is not None and parent.session != stat.session:
+            self.reapers.add(parent.pid)
+
     def find_strays(self, like: Generation) -> list[int]:
         """Living processes that came from `like` and that nobody tracks: its late workers.
 
-        They are in one of our sessions, younger than its master, no masters themselves, and have
-        lost their parent (which is then us, or whoever reaps orphans where we were restarted).
+        They are in one of our sessions, younger than its master, no masters themselves, have lost
+        their parent, and run its program. That alone tells them from a subshell of the script that
+        started nginx. Where the program may not be looked at, their title has to tell.
         """
         tracked = self.generations.tracked()
+        stats = (procfs.read_stat(pid) for pid in like.workers)
+        orphans = {stat.parent for stat in stats if stat is not None and stat.alive}
+        parents = (self.reapers | orphans) - tracked
         strays = []
         for name in os.listdir("/proc"):
             if not name.isdigit() or int(name) in tracked:
@@ -188,8 +204,9 @@ class World:
                 and stat.alive
                 and stat.session in self.sessions
                 and stat.start >= like.master.start
-                and stat.parent not in tracked
+                and stat.parent in parents
                 and not stat.has_execed
+                and _runs_program_of(like, stat.pid)
             ):
                 strays.append(stat.pid)
         return strays
@@ -208,6 +225,15 @@ class World:
             if pid == stat.session:
                 continue  # the intermediate of a launch: whoever started it awaits it
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+
+
+def _runs_program_of(generation: Generation, pid: int) -> bool:
+    """By the file itself, since the name may be another file's by now."""
+    found = procfs.executable(pid)
+    if found is None or generation.executable is None:
+        kinds = (procfs.ChildKind.ACCEPTING, procfs.ChildKind.DRAINING, procfs.ChildKind.CACHE)
+        return procfs.classify(pid) in kinds
+    return found == generation.executable
 
 
 def files_signature(paths: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
