@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
-from functools import partial
-from pathlib import Path
 from typing import assert_never
 
 import trio
@@ -13,10 +13,9 @@ import trio
 from supervisor.core import commands
 from supervisor.core.actions import Operation, Run, Watch
 from supervisor.core.errors import SupervisorError
-from supervisor.core.events import Succeeded
+from supervisor.core.events import InterruptedUpgrade, Succeeded
 from supervisor.core.model import Phase, State, Verdict
 from supervisor.core.rollback import Limits
-from supervisor.edges.generation import Role
 from supervisor.edges.journal import History
 from supervisor.edges.notify import Notifier
 from supervisor.edges.procfs import boot_id
@@ -25,24 +24,7 @@ from supervisor.engine import public_state
 from supervisor.evidence import Evidence
 from supervisor.operations import ending, preflight, recover, reload, rollback, shift, spawn, start
 from supervisor.operations.world import UpgradeRun, World
-
-_ALL = 10_000
-_INTENDS = ("USR2", "WINCH", "QUIT or HUP")
-"""Written with the record of the spawning, on disk before the first of these is sent.
-
-How far the upgrade came after that matters only to a supervisor that finds living processes, and
-where they have lived on, so has the page cache: a power cut ends all of nginx, and the next start
-goes by the spawning record (the old files come back) or by the verdict. So no later phase waits
-for the disk.
-"""
-
-_NOT_ITS_FAULT = frozenset(
-    {
-        "operator", "stopped", "supervisor_died", "active_exited", "usr2_ignored", "winch_ignored",
-        "probe_listener_shared", "foreign_binary",
-    }
-)  # fmt: skip
-"""Reasons of a rollback that say nothing about the candidate's binary."""
+from supervisor.verdicts import Verdicts, utc_now
 
 
 class NginxEffects:
@@ -59,16 +41,21 @@ class NginxEffects:
         self._world = world
         self._evidence = evidence
         self._history = history
+        self._verdicts = Verdicts(world, history, self._remember_masters)
         self._runtime = runtime
         self._notifier = notifier
         self._told_ready = False
         self._told: tuple[object, ...] = ()
-        self.last_verdict: dict[str, object] | None = history.last()
         self.starts = 0
         self._drains: dict[int, float] = {}  # until when each retiring generation may take
         self._masters_changed = trio.Event()
         self._cold = True  # the next start is no restart after a crash
-        world.version_of_upgrade = self._version_of_upgrade
+        self._looked = False  # for what a predecessor has left
+
+    @property
+    def last_verdict(self) -> dict[str, object] | None:
+        """The newest verdict."""
+        return self._verdicts.last
 
     # --- operations -------------------------------------------------------------------------
 
@@ -94,6 +81,7 @@ class NginxEffects:
                 await shift.shift(self._world)
                 return Succeeded()
             case Operation.COMMIT:
+                await self._evidence.last_look()
                 await shift.commit(self._world)
                 return Succeeded(at=trio.current_time())
             case Operation.ROLL_BACK:
@@ -104,12 +92,25 @@ class NginxEffects:
                 assert_never(never)
 
     async def _recover(self) -> Succeeded:
+        found = await self._adopt()
+        if found is not None:
+            return found
+        started = await self._start(rescue=False)
+        run = self._world.run
+        if run is None:
+            return started
+        detail = f"the supervisor and nginx died during the upgrade; {started.note or 'restarted'}"
+        left = InterruptedUpgrade(upgrade_id=run.id, candidate=None, detail=detail)
+        return replace(started, interrupted=left)
+
+    async def _adopt(self) -> Succeeded | None:
+        """What a predecessor has left, once; None where nothing of nginx lives."""
         found = await recover.recover(self._world, self._runtime, self._history)
-        if found is None:
-            return await self._start(rescue=False)
-        self._cold = False
-        self.starts += 1  # what was adopted counts as the first: the next is a restart
-        self._remember_masters()
+        self._looked = True
+        if found is not None:
+            self._cold = False
+            self.starts += 1  # what was adopted counts as the first: the next is a restart
+            self._remember_masters()
         return found
 
     async def _start(self, *, rescue: bool) -> Succeeded:
@@ -124,7 +125,7 @@ class NginxEffects:
         world = self._world
         before = None if world.last_program is None else world.last_program.version
         incident: dict[str, object] = {
-            "event": "verdict", "operation": "incident", "time": _now(),
+            "event": "verdict", "operation": "incident", "time": utc_now(),
             "upgrade_id": f"{datetime.now(UTC):%Y%m%dT%H%M%S}-rescue",
             "reason": "candidate_exited_in_drain", "from_version": before, "to_version": None,
             "judged": False,
@@ -133,15 +134,13 @@ class NginxEffects:
             done = await self._start(rescue=True)
         except SupervisorError as exc:
             incident |= {"verdict": Verdict.FAILED.value, "detail": exc.detail}
-            await self._keep(incident)
-            self.last_verdict = incident
+            await self._verdicts.keep(incident)
             raise
         after = None if world.active is None else world.active.program.version
         detail = f"nginx {before} died while the old generation drained; {after} was started"
         incident |= {"to_version": after, "detail": detail}
         incident["verdict"] = Verdict.ROLLED_BACK.value
-        await self._keep(incident)
-        self.last_verdict = incident
+        await self._verdicts.keep(incident)
         return done
 
     async def _roll_back(self) -> Succeeded:
@@ -155,6 +154,10 @@ class NginxEffects:
         deadlines = ending.Deadlines(
             quit=stop.quit_timeout, term=stop.term_timeout, kill=stop.kill_timeout
         )
+        if not self._looked:
+            # Told to stop before it was known what there is: nginx is to be stopped all the same.
+            with suppress(SupervisorError):
+                await self._adopt()
         now = isinstance(command, commands.Stop) and command.now
         await ending.stop_all(self._world, deadlines, now=now)
         self._cold = True
@@ -210,36 +213,8 @@ class NginxEffects:
         )
 
     async def record(self, before: State, after: State) -> None:
-        """The transition, and what was known when it happened, on disk."""
-        upgrade = after.upgrade or before.upgrade
-        run = self._world.run
-        if upgrade is None or after.upgrade is None:
-            return
-        record: dict[str, object] = {
-            "upgrade_id": upgrade.id,
-            "phase": after.phase.value,
-            "time": _now(),
-            "reason": upgrade.reason,
-            "candidate": after.candidate,
-            "active": after.active,
-        }
-        if run is not None:
-            record |= {
-                "previous": run.previous,
-                "to_version": run.to_version,
-                "include_text": run.include_text,
-                "include_written": run.include_written,
-            }
-        if after.phase is Phase.SPAWNING:
-            record["intends"] = _INTENDS
-        durable = after.phase in (Phase.PREFLIGHT, Phase.SPAWNING)
-        append = partial(self._world.journal.append, record, durable=durable)
-        if durable:
-            await trio.to_thread.run_sync(append)
-        else:
-            append()  # into the page cache: shorter than the way to a thread and back
-        if after.phase is Phase.CANARY:
-            self._remember_masters()
+        """See `Effects.record`."""
+        await self._verdicts.record(before, after)
 
     def _remember_masters(self) -> None:
         """Have the masters put on record soon: a successor looks there first for whom to adopt."""
@@ -262,7 +237,7 @@ class NginxEffects:
                 generation=one.id, pid=one.master.pid, start_ticks=one.master.start,
                 boot_id=boot_id(), version=one.program.version, sha256=one.program.sha256,
                 version_id=one.program.stored or "", role=one.role.value,
-                workers=tuple(sorted(one.workers)), pid_path=one.program.pid_path,
+                session=one.session, pid_path=one.program.pid_path,
                 worker_processes=one.program.workers,
             )
             for one in self._world.generations
@@ -276,102 +251,17 @@ class NginxEffects:
     async def pronounce(self, verdict: Mapping[str, object]) -> dict[str, object]:
         """The verdict on disk, the roles of the generations as it says, the journal closed."""
         given = dict(verdict)
-        of_running = bool(given.pop("of_running"))
-        world, run = self._world, self._world.run
-        told: dict[str, object] = {"event": "verdict", "operation": "upgrade", "time": _now()}
-        if of_running and run is not None:
-            told["operation"] = run.operation
-        told |= {"upgrade_id": "", "from_version": None, "to_version": None, "judged": False}
-        active = world.active
-        if active is not None:
-            told |= {"from_version": active.program.version, "from_id": active.program.stored}
-        if of_running and run is not None:
-            told["upgrade_id"] = run.id
-            told["judged"] = run.judged
-            told["from_version"] = run.from_version or told["from_version"]
-            told["from_id"] = run.previous or told.get("from_id")
-            told["to_version"] = run.to_version
-        told |= given
+        run = self._world.run if given.pop("of_running") else None
+        told = self._verdicts.describe(given, run)
         if told["reason"] == "canary_inconclusive" and self._evidence.lacking:
             told["detail"] = f"{told['detail']}: {self._evidence.lacking}"
+        if of_running and self._evidence.not_observed:
+            told["detail"] = f"{told['detail']}; {self._evidence.not_observed}"
         if told["reason"] == "previous_generation_draining" and self._drains:
             left = max(0.0, max(self._drains.values()) - trio.current_time())
             told["detail"] = f"{told['detail']}; they are ended in {left:.0f} s at the latest"
-        if told["verdict"] == Verdict.COMMITTED.value and run is not None and run.quit_sent:
-            self._promote()
-        if told["verdict"] != Verdict.DONE.value:
-            await self._keep(told)
-            self.last_verdict = told
-        if of_running:
-            await self._close(run, str(told["verdict"]), str(told["reason"]))
+        await self._verdicts.pronounce(told, run)
         return told
-
-    async def _keep(self, told: dict[str, object]) -> None:
-        """The verdict in the history; a disk that does not take it is said, not fatal."""
-        try:
-            await trio.to_thread.run_sync(self._history.append, told)
-        except SupervisorError as exc:
-            told["detail"] = f"{told['detail']} (not in the history: {exc.detail})"
-            self._world.log.error("history.not_written", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
-
-    def _version_of_upgrade(self, upgrade_id: str) -> str | None:
-        """The id of what ran before; its version for a verdict that an older supervisor wrote."""
-        for verdict in self._history.entries(_ALL):
-            if verdict.get("upgrade_id") == upgrade_id:
-                before = verdict.get("from_id") or verdict.get("from_version")
-                return None if before is None else str(before)
-        return None
-
-    def _promote(self) -> None:
-        """The candidate is the active generation now, and the old one retires."""
-        old, candidate = self._world.active, self._world.candidate
-        if old is not None:
-            old.role = Role.RETIRING
-        if candidate is not None:
-            candidate.role = Role.ACTIVE
-            self._world.last_program = candidate.program
-            self._world.pid_path = candidate.program.pid_path
-
-    async def _close(self, run: UpgradeRun | None, verdict: str, reason: str) -> None:
-        try:
-            if run is not None:
-                await trio.to_thread.run_sync(self._settle_files, run, verdict, reason)
-            await trio.to_thread.run_sync(self._world.journal.close_upgrade)
-        except SupervisorError as exc:
-            # The verdict stands; a successor that finds the journal sees it in the history.
-            self._world.log.error("state.not_written", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
-        self._world.run = None
-        self._remember_masters()
-
-    def _settle_files(self, run: UpgradeRun, verdict: str, reason: str) -> None:
-        """What the verdict means for the version store and for what preflight left behind."""
-        world, plan = self._world, run.plan
-        if verdict in (Verdict.REFUSED.value, Verdict.DONE.value):
-            if plan is not None:
-                plan.discard()
-            if run.include_written:
-                world.listener.restore(run.include_text)
-            self._prune(run)  # a refused binary was stored to be checked
-            return
-        if plan is None:  # of a supervisor that died; what it committed is active by now
-            active = world.active
-            if verdict == Verdict.COMMITTED.value and active and active.program.stored:
-                world.store.mark_good(active.program.stored)
-            return
-        if plan.stored.id == run.previous:
-            return
-        if verdict == Verdict.COMMITTED.value and run.quit_sent:
-            world.store.mark_good(plan.stored.id)
-        elif verdict != Verdict.COMMITTED.value and reason not in _NOT_ITS_FAULT:
-            world.store.mark_bad(plan.stored.id)
-        self._prune(run)
-
-    def _prune(self, run: UpgradeRun) -> None:
-        world, plan = self._world, run.plan
-        in_use = {one.program.sha256 for one in world.generations}
-        stored = None if plan is None else plan.stored.id
-        protect = [one for one in (run.previous, stored) if one is not None]
-        world.store.prune(in_use, protect=protect, destination=Path(world.settings.nginx.binary))
 
     # --- telling ----------------------------------------------------------------------------
 
@@ -391,7 +281,3 @@ class NginxEffects:
             self._notifier.ready(text)
         else:
             self._notifier.status(text)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")

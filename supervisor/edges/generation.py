@@ -57,6 +57,7 @@ class Generation:
     exit: ExitStatus | None = None  # of the master
     told_to_stop: bool = False  # by us: its exit is then no surprise
     ready: bool = False
+    session: int = 0  # that its processes live in
     ended: dict[int, ExitStatus] = field(default_factory=dict)  # workers, while it starts
     changed: trio.Event = field(default_factory=trio.Event)  # somebody new; its watcher renews it
     executable: tuple[int, int] | None = None  # device and inode; None: not seen or not permitted

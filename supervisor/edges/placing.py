@@ -98,7 +98,7 @@ def stage(
             return Staged(path=copy, destination=destination, placement=placement)
     with storing("put a copy beside the binary", copy, forbidden=READ_ONLY):
         copy.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(disk, target)
+        remove_leftovers(disk, target)
         _copy_verified(disk, source, copy, sha256=sha256, like=target)
     return Staged(path=copy, destination=destination, placement=placement)
 
@@ -159,8 +159,8 @@ def _holds(path: Path, sha256: str) -> bool:
         return False
 
 
-def _remove_leftovers(disk: Disk, target: Path) -> None:
-    """Staged copies of a supervisor that was killed: only one upgrade runs at a time."""
+def remove_leftovers(disk: Disk, target: Path) -> None:
+    """Removes staged copies of a killed supervisor: only one upgrade runs at a time."""
     start = f".{target.name}."
     for path in target.parent.iterdir():
         if path.name.startswith(start) and path.name.endswith(".staged"):

@@ -140,6 +140,7 @@ async def stored_modules_are_placed(draft: Draft) -> None:
     destination = draft.installation.destination
     present = {path: Path(path) for path in version.modules}
     backup = await _in_thread(partial(store.take, destination, modules=present, origin=Origin.DISK))
+    await _in_thread(draft.installation.announce)
     draft.undo.append(partial(store.restore_modules, backup.id))
     await _in_thread(partial(store.restore_modules, version.id))
 

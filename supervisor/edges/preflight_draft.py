@@ -34,6 +34,7 @@ class Installation:
     prefix: str | None
     globals: str | None
     probe_include: Path | None  # its listeners come and go with upgrades
+    announce: Callable[[], None]  # on record: files of the candidate are about to be on disk
     uid: int
 
 

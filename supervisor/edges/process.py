@@ -35,6 +35,11 @@ class Process:
             return None
         return cls(pid, pidfd, stat.start)
 
+    @classmethod
+    def gone(cls, pid: int, start: int) -> Process:
+        """One that is known to be dead: nothing is held, and every signal goes nowhere."""
+        return cls(pid, -1, start)
+
     @property
     def alive(self) -> bool:
         """Neither gone nor a zombie."""

@@ -14,6 +14,7 @@ from signal import Signals
 from typing import Final
 
 _PF_FORKNOEXEC: Final = 0x40
+_MASTER: Final = b": master process"
 _WORKER: Final = b": worker process"
 _LEAVING: Final = b" is shutting down"
 _CACHE: Final = b": cache "
@@ -67,6 +68,16 @@ def children(pid: int) -> list[int]:
     """The children of `pid` now, zombies as well; empty when it is gone."""
     raw = _read(f"/proc/{pid}/task/{pid}/children")
     return [int(one) for one in raw.split()] if raw else []
+
+
+def everyone() -> list[int]:
+    """The pids of all processes."""
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def is_master(pid: int) -> bool:
+    """Whether `pid` shows the title of a master, as a worker that was just forked does too."""
+    return _MASTER in title(pid)
 
 
 def title(pid: int) -> bytes:

@@ -29,7 +29,7 @@ class KnownMaster:
     version: str
     version_id: str
     role: str  # active, candidate or retiring
-    workers: tuple[int, ...] = ()
+    session: int = 0  # every process that nginx made is in it
     pid_path: str = ""
     worker_processes: int = 1
 
@@ -75,11 +75,7 @@ def _master(values: object) -> KnownMaster:
     if not isinstance(values, dict):
         raise TypeError("a master is not an object")
     for each in fields(KnownMaster):
-        wanted = {"int": int, "str": str}.get(str(each.type), list)
+        wanted = {"int": int, "str": str}[str(each.type)]
         if not isinstance(values[each.name], wanted):
             raise TypeError(f"{each.name} is {values[each.name]!r}")
-    workers = values["workers"]
-    if not all(isinstance(pid, int) for pid in workers):
-        raise TypeError("workers are not pids")
-    known = {each.name: values[each.name] for each in fields(KnownMaster)}
-    return KnownMaster(**{**known, "workers": tuple(workers)})
+    return KnownMaster(**{each.name: values[each.name] for each in fields(KnownMaster)})

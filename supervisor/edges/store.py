@@ -13,7 +13,8 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -100,7 +101,7 @@ class VersionStore:
         """All that can be read, in the order in which they were stored."""
         try:
             names = [path.name for path in self.directory.iterdir()]
-        except FileNotFoundError:
+        except OSError:  # missing, or no folder: writing to it says what is wrong
             return ()
         found = [load(self.directory / name) for name in names if _ID.fullmatch(name)]
         return tuple(sorted((each for each in found if each), key=lambda each: each.stored_at))
@@ -194,6 +195,12 @@ class VersionStore:
     def discard(self, staged: Staged) -> None:
         """Removes a staged copy that is not wanted any more; a committed one is left alone."""
         placing.discard(self._disk, staged)
+
+    def remove_staged(self, destinations: Iterable[Path]) -> None:
+        """Removes staged copies of a supervisor that was killed. Never raises."""
+        for each in destinations:
+            with suppress(OSError):
+                placing.remove_leftovers(self._disk, each.resolve())
 
     def install(self, version_id: str, destination: Path) -> None:
         """The binary of the version stands at `destination`. Raises as `stage` and `commit` do."""

@@ -11,7 +11,7 @@ import trio
 
 from supervisor.core.errors import OperationFailed
 from supervisor.edges.generation import Generation, Role
-from supervisor.operations.pidfiles import remove_stale, settle_pid_file
+from supervisor.operations.pidfiles import remove_leftovers, remove_stale, settle_pid_file
 from supervisor.operations.restore import put_previous_back
 from supervisor.operations.spawn import find_late_candidate
 from supervisor.operations.world import World
@@ -167,3 +167,4 @@ async def drain(
     if active is not None and active.alive:
         # A master that leaves deletes the pid file, also where it is another's by now.
         await settle_pid_file(world, active)
+        await remove_leftovers(world, generation, active)

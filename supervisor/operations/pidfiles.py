@@ -30,7 +30,14 @@ async def remove_stale(path: str) -> None:
         await trio.to_thread.run_sync(pidfile.remove_stale, one)
 
 
-async def remove_stale_oldbin(world: World, generation: Generation) -> None:
-    """Remove the oldbin file beside the pid file of `generation` if its process is gone."""
-    path = Path(generation.program.pid_path or world.pid_path)
-    await trio.to_thread.run_sync(pidfile.remove_stale, pidfile.oldbin_path(path))
+async def remove_leftovers(world: World, gone: Generation, serving: Generation) -> None:
+    """Remove what `gone` left behind that names no living process: nginx leaves files when killed.
+
+    That is the oldbin file beside the one of `serving`, and its own where the two differ.
+    """
+    own = serving.program.pid_path or world.pid_path
+    stale = [pidfile.oldbin_path(Path(own))]
+    if gone.program.pid_path not in ("", own):
+        stale.append(Path(gone.program.pid_path))
+    for path in stale:
+        await trio.to_thread.run_sync(pidfile.remove_stale, path)

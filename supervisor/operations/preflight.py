@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +12,20 @@ import trio
 from supervisor.core import commands
 from supervisor.core.errors import Refusal
 from supervisor.core.events import Succeeded
+from supervisor.core.model import Phase
 from supervisor.core.nginx_config import effective, parse_globals
 from supervisor.edges.generation import Generation, Program
 from supervisor.edges.nginx_binary import dump_config
 from supervisor.edges.pidfile import ProcessIdentity
 from supervisor.edges.preflight import Active, Installation, NoChange, Plan, Request, preflight
 from supervisor.edges.store import StoredVersion
-from supervisor.operations.facts import Facts, environment, facts_of, settings_argv
+from supervisor.operations.facts import (
+    Facts,
+    environment,
+    facts_of,
+    read_facts,
+    settings_argv,
+)
 from supervisor.operations.world import UpgradeRun, World
 
 
@@ -32,9 +40,9 @@ async def prepare(world: World, command: commands.Command) -> Succeeded:
     if active is None:
         raise Refusal("not_running", "cannot upgrade: nginx does not run; nginxctl start")
     request = await _request(world, command, active)
-    run.previous = active.program.stored
+    run.previous = await _secure_active(world, active)
     plan = await preflight(
-        request, installation=_installation(world), active=_active(world, active),
+        request, installation=_installation(world, run), active=_active(world, active),
         store=world.store,
     )  # fmt: skip
     if isinstance(plan, NoChange):
@@ -57,6 +65,7 @@ async def prepare(world: World, command: commands.Command) -> Succeeded:
             path=world.settings.nginx.binary, stored=plan.stored.id,
         )
     )  # fmt: skip
+    world.lock(run.program.pid_path)
     run.candidate_id = world.generations.reserve()
     return Succeeded(generation=run.candidate_id)
 
@@ -83,8 +92,39 @@ def _version_back(world: World, command: commands.Rollback, active: Generation) 
     return previous
 
 
-def _installation(world: World) -> Installation:
+async def _secure_active(world: World, active: Generation) -> str:
+    """What runs is in the store, unharmed, so that a rollback can put it back; its id there.
+
+    It need not be: the disk may have been full when it was started, or the store was lost since.
+    Raises Refusal where it cannot be stored now either.
+    """
+    stored = active.program.stored
+    if stored is not None:
+        try:
+            return (await trio.to_thread.run_sync(world.store.verify, stored)).id
+        except Refusal as exc:
+            world.log.warning("store.version_lost", version_id=stored, detail=exc.detail)
+    pid, version = active.master.pid, active.program.version
+    facts = await read_facts(
+        world, f"/proc/{pid}/exe", settings_argv(world), active.program.environment
+    )
+    taken = await trio.to_thread.run_sync(
+        lambda: world.store.take_from_process(pid, modules=facts.modules, version=version)
+    )
+    await trio.to_thread.run_sync(world.store.mark_good, taken.id)
+    active.program = replace(active.program, stored=taken.id)
+    world.last_program = active.program
+    return taken.id
+
+
+def _installation(world: World, run: UpgradeRun) -> Installation:
     nginx = world.settings.nginx
+
+    def announce() -> None:
+        run.placing = True
+        record = {"upgrade_id": run.id, "phase": Phase.PREFLIGHT.value, **run.known()}
+        world.journal.append(record)
+
     return Installation(
         destination=Path(nginx.binary),
         arguments=settings_argv(world),
@@ -92,6 +132,7 @@ def _installation(world: World) -> Installation:
         prefix=nginx.prefix,
         globals=nginx.globals,
         probe_include=Path(world.settings.probe_listener.include_file),
+        announce=announce,
         uid=os.geteuid(),
     )
 
@@ -124,7 +165,7 @@ async def _open_probe_listener(world: World, run: UpgradeRun, plan: Plan) -> Fac
         return facts_of(world, plan.build, plan.config)
     directives = plan.config.env
     try:
-        tested, _ = await dump_config(
+        tested, dump = await dump_config(
             plan.staged.path, settings_argv(world), environment(world, directives)
         )
     except Refusal as exc:
@@ -137,6 +178,7 @@ async def _open_probe_listener(world: World, run: UpgradeRun, plan: Plan) -> Fac
     config = effective(tested, parse_globals(world.settings.nginx.globals or ""))
     if world.settings.probe_listener.include_file in config.files:
         run.port = port
+        world.listener.learn(dump)
     else:
         await trio.to_thread.run_sync(partial(world.listener.restore, run.include_text))
         run.include_written = False

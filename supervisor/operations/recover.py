@@ -10,19 +10,22 @@ import contextlib
 import os
 import signal
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import trio
 
 from supervisor.core.errors import SupervisorError
 from supervisor.core.events import InterruptedUpgrade, Succeeded
-from supervisor.core.model import Phase
+from supervisor.core.model import Phase, Verdict
 from supervisor.edges import pidfile, procfs
 from supervisor.edges.capture import Capture
 from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.journal import History
 from supervisor.edges.launch import find_leftovers
+from supervisor.edges.linux import UNKNOWN_EXIT
 from supervisor.edges.nginx_binary import version_of
+from supervisor.edges.placing import sha256_of
 from supervisor.edges.process import Process
 from supervisor.edges.pulse import Pulse
 from supervisor.edges.runtime_state import KnownMaster, RuntimeState
@@ -31,6 +34,8 @@ from supervisor.operations.world import POLL, UpgradeRun, World
 
 LEFTOVER_LIMIT = 5.0
 """Seconds that an nginx which a dead supervisor was starting gets to set its handlers."""
+
+_LAST_VERDICTS = 50
 
 _AFTER_USR2 = (
     Phase.SPAWNING, Phase.CANARY, Phase.SHIFTING, Phase.SOAKING, Phase.HELD, Phase.COMMITTING,
@@ -48,8 +53,7 @@ async def recover(world: World, runtime: RuntimeState, history: History) -> Succ
     if journal.note:
         world.log.warning("journal.note", detail=journal.note, damaged=journal.damaged)
     record = journal.records[-1] if journal.records else None
-    if record is not None and _decided(history, str(record.get("upgrade_id"))):
-        await trio.to_thread.run_sync(world.journal.close_upgrade)
+    if record is not None and await _is_decided(world, history, record):
         record = None
     await _end_leftover_launches(world)
     facts = await _facts(world)
@@ -60,10 +64,13 @@ async def recover(world: World, runtime: RuntimeState, history: History) -> Succ
     known = await trio.to_thread.run_sync(runtime.load)
     for master in known.masters:
         _adopt_known(world, master)
+    if record is None:
+        _settle_roles(world, history)
     if world.active is None and pid_path is not None:
         await _adopt_by_pid_file(world, Path(pid_path), facts)
     if record is not None:
         world.run = _run_of(world, record)
+        await trio.to_thread.run_sync(_remove_staged, world)
     if world.active is None and world.candidate is None:
         if record is not None:
             await _nothing_left(world)
@@ -91,8 +98,38 @@ async def _end_leftover_launches(world: World) -> None:
             process.close()
 
 
-def _decided(history: History, upgrade_id: str) -> bool:
-    return any(one.get("upgrade_id") == upgrade_id for one in history.entries(50))
+async def _is_decided(world: World, history: History, record: Mapping[str, object]) -> bool:
+    """Whether the upgrade of the journal has its verdict; the journal is then closed.
+
+    One that a full disk kept out of the history is in the journal, and is written now.
+    """
+    verdict = record.get("verdict")
+    if isinstance(verdict, dict):
+        await trio.to_thread.run_sync(history.append, verdict)
+    else:
+        entries = await trio.to_thread.run_sync(history.entries, _LAST_VERDICTS)
+        if all(one.get("upgrade_id") != record.get("upgrade_id") for one in entries):
+            return False
+    await trio.to_thread.run_sync(world.journal.close_upgrade)
+    return True
+
+
+def _settle_roles(world: World, history: History) -> None:
+    """The predecessor died between a verdict and the record of who serves since.
+
+    A candidate that lives although its upgrade is over was committed, or nobody could bring the
+    old generation back: then the one that accepts is kept.
+    """
+    active, candidate = world.active, world.candidate
+    if candidate is None or active is None:
+        return
+    last = history.last()
+    committed = last is not None and last.get("verdict") == Verdict.COMMITTED.value
+    if committed or not (active.alive and active.look().accepting):
+        active.role, candidate.role = Role.RETIRING, Role.ACTIVE
+        active.told_to_stop = committed  # QUIT was sent to it before the verdict was written
+    else:
+        candidate.role = Role.RETIRING
 
 
 async def _facts(world: World) -> Facts | None:
@@ -105,25 +142,56 @@ async def _facts(world: World) -> Facts | None:
 
 
 def _adopt_known(world: World, known: KnownMaster) -> None:
+    """Adopt a master on record, or the orphans that it left when it died with its supervisor."""
     if known.boot_id != procfs.boot_id():
         return
+    if any(one.master.pid == known.pid for one in world.generations):
+        return
     process = Process.open(known.pid, known.start_ticks)
-    if process is None:
+    orphans = _orphans_of(known) if process is None else []
+    if process is None and not orphans:
         return
     program = Program(
         version=known.version, sha256=known.sha256, path=world.settings.nginx.binary,
         stored=known.version_id or None, workers=known.worker_processes, pid_path=known.pid_path,
     )  # fmt: skip
     generation = Generation(
-        id=known.generation, role=Role(known.role), master=process, program=program,
-        output=Capture.reattach(known.pid), ready=True,
-    )  # fmt: skip
+        id=known.generation,
+        role=Role.RETIRING if process is None else Role(known.role),
+        master=process or Process.gone(known.pid, known.start_ticks),
+        program=program,
+        output=Capture.reattach(known.pid if process is not None else orphans[0]),
+        exit=UNKNOWN_EXIT if process is None else None,
+        ready=True,
+        session=known.session,
+    )
+    generation.remember(orphans)
     generation.look()
     world.pid_path = world.pid_path or known.pid_path
     if known.pid_path:
         world.lock(known.pid_path)
     world.join(generation)
-    world.log.info("generation.adopted", generation=f"g{known.generation}", pid=known.pid)
+    name = f"g{known.generation}"
+    if orphans:
+        world.log.warning("generation.orphans_adopted", generation=name, pids=orphans)
+    else:
+        world.log.info("generation.adopted", generation=name, pid=known.pid)
+
+
+def _orphans_of(known: KnownMaster) -> list[int]:
+    """The living workers of a dead master: in its session, younger, and titled so.
+
+    Workers of a later master of the same session have it as their parent.
+    """
+    found = []
+    for pid in procfs.everyone():
+        stat = procfs.read_stat(pid)
+        if stat is None or stat.session != known.session or stat.start < known.start_ticks:
+            continue
+        is_worker = procfs.classify(pid) in (procfs.ChildKind.ACCEPTING, procfs.ChildKind.DRAINING)
+        if is_worker and not procfs.is_master(stat.parent):
+            found.append(pid)
+    return found
 
 
 async def _adopt_by_pid_file(world: World, path: Path, facts: Facts | None) -> None:
@@ -136,30 +204,53 @@ async def _adopt_by_pid_file(world: World, path: Path, facts: Facts | None) -> N
     process = Process.open(claim.pid)
     if process is None:
         return
-    if b"master process" not in procfs.title(claim.pid) or not procfs.catches(
-        claim.pid, signal.SIGUSR2
-    ):
+    if not _is_this_nginx(world, claim.pid):
         process.close()
         world.log.warning("pid_file.foreign", path=str(path), pid=claim.pid)
         return
-    stored = await trio.to_thread.run_sync(
-        lambda: world.store.take_from_process(process.pid, modules=facts.modules)
-    )
-    version = stored.version or await _version_of(world, claim.pid, facts)
-    program = facts.refresh(
-        Program(
-            version=version, sha256=stored.sha256, path=world.settings.nginx.binary,
-            stored=stored.id,
-        )
-    )  # fmt: skip
-    await trio.to_thread.run_sync(world.store.set_version, stored.id, version)
-    await trio.to_thread.run_sync(world.store.mark_good, stored.id)
+    program = facts.refresh(await _program_of(world, claim.pid, facts))
     generation = Generation(
         id=world.generations.reserve(), role=Role.ACTIVE, master=process, program=program,
         output=Capture.reattach(process.pid), ready=True,
     )  # fmt: skip
     world.join(generation)
     world.log.info("generation.adopted", generation=f"g{generation.id}", pid=process.pid)
+
+
+def _is_this_nginx(world: World, pid: int) -> bool:
+    """Whether `pid` is a master that runs the configured binary with the configured configuration.
+
+    Its title has the arguments that it was started with. One without -c is told by its binary.
+    """
+    if not procfs.is_master(pid) or not procfs.catches(pid, signal.SIGUSR2):
+        return False
+    nginx = world.settings.nginx
+    words = procfs.title(pid).decode(errors="surrogateescape").split()
+    given = dict(pairwise(words))
+    config = given.get("-c", "")
+    if config.startswith("/"):
+        # A title may be cut at its end: it has the room that arguments and environment had.
+        is_cut = words[-1] == config and nginx.config.startswith(config)
+        prefix = given.get("-p", nginx.prefix or "").rstrip("/")
+        return (config == nginx.config or is_cut) and prefix == (nginx.prefix or "").rstrip("/")
+    return pidfile.runs_binary(pid, [Path(nginx.binary)])
+
+
+async def _program_of(world: World, pid: int, facts: Facts) -> Program:
+    """What the master `pid` runs, in the store; a full disk never keeps it from being adopted."""
+    path = world.settings.nginx.binary
+    try:
+        stored = await trio.to_thread.run_sync(
+            lambda: world.store.take_from_process(pid, modules=facts.modules)
+        )
+        version = stored.version or await _version_of(world, pid, facts)
+        await trio.to_thread.run_sync(world.store.set_version, stored.id, version)
+        await trio.to_thread.run_sync(world.store.mark_good, stored.id)
+    except SupervisorError as exc:
+        world.log.warning("store.not_written", reason=exc.reason, detail=exc.detail)
+        digest = await trio.to_thread.run_sync(sha256_of, Path(f"/proc/{pid}/exe"))
+        return Program(version=await _version_of(world, pid, facts), sha256=digest, path=path)
+    return Program(version=version, sha256=stored.sha256, path=path, stored=stored.id)
 
 
 async def _version_of(world: World, pid: int, facts: Facts) -> str:
@@ -185,7 +276,7 @@ def _run_of(world: World, record: Mapping[str, object]) -> UpgradeRun:
         id=str(record["upgrade_id"]),
         candidate_id=_number(record.get("candidate")),
         previous=_text(record.get("previous")),
-        installed=phase in _AFTER_USR2,
+        installed=phase in _AFTER_USR2 or record.get("placing") is True,
         usr2_sent=phase in _AFTER_USR2,
         program=None if candidate is None else candidate.program,
         include_text=_text(record.get("include_text")),
@@ -206,13 +297,27 @@ def _run_of(world: World, record: Mapping[str, object]) -> UpgradeRun:
     return run
 
 
+def _remove_staged(world: World) -> None:
+    """Copies that the predecessor had put beside their places and not renamed yet."""
+    places = [Path(world.settings.nginx.binary)]
+    if world.run is not None and world.run.previous is not None:
+        with contextlib.suppress(SupervisorError):
+            places += [Path(one) for one in world.store.get(world.run.previous).modules]
+    world.store.remove_staged(places)
+
+
 async def _nothing_left(world: World) -> None:
-    """Nothing of nginx lives: a cold start follows, from the files of before the upgrade."""
+    """No master lives: a cold start follows, from the files of before the upgrade."""
     run = world.run
     assert run is not None
+    run.usr2_sent = False  # not to the one that is about to start
+    run.winch_workers = None
     if run.previous is not None and run.installed:
         binary = Path(world.settings.nginx.binary)
-        await trio.to_thread.run_sync(world.store.restore, run.previous, binary)
+        try:
+            await trio.to_thread.run_sync(world.store.restore, run.previous, binary)
+        except SupervisorError as exc:
+            world.log.error("binary.not_restored", path=str(binary), detail=exc.detail)  # noqa: TRY400 - no bug of ours
 
 
 async def _adopted(world: World, record: Mapping[str, object] | None) -> Succeeded:

@@ -13,7 +13,7 @@ from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Role
 from supervisor.edges.pulse import Pulse
 from supervisor.operations import spawn
-from supervisor.operations.pidfiles import remove_stale_oldbin, settle_pid_file
+from supervisor.operations.pidfiles import remove_leftovers, settle_pid_file
 from supervisor.operations.restore import put_previous_back
 from supervisor.operations.shift import Nudge
 from supervisor.operations.start import relaunch
@@ -276,8 +276,7 @@ async def _finish(
         world.generations.drop(candidate)
     await _restore_include(world, run)
     await settle_pid_file(world, old)
-    # nginx leaves it behind when the old master is killed beside a candidate.
-    await remove_stale_oldbin(world, old)
+    await remove_leftovers(world, old if candidate is None else candidate, old)
     note = await put_previous_back(world, run)
     old.role = Role.ACTIVE
     return note

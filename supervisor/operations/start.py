@@ -14,12 +14,13 @@ import trio
 from supervisor.core.errors import OperationFailed, SupervisorError
 from supervisor.core.events import Succeeded
 from supervisor.core.nginx_listen import AddressKind
-from supervisor.edges import procfs
+from supervisor.edges import pidfile, procfs
 from supervisor.edges.capture import Capture
 from supervisor.edges.generation import Generation, Program, Role, take_listeners
 from supervisor.edges.launch import Launch
 from supervisor.edges.placing import sha256_of
 from supervisor.edges.store import Origin, StoredVersion
+from supervisor.operations.choice import fallback, known_on_disk, put_wanted_on_disk
 from supervisor.operations.facts import Facts, environment, read_facts, settings_argv
 from supervisor.operations.pidfiles import settle_pid_file
 from supervisor.operations.restore import put_back
@@ -40,24 +41,37 @@ async def start(world: World, *, rescue: bool, cold: bool) -> Succeeded:
     serving = _serving_already(world)
     if serving is not None:
         return serving
-    orphans = _set_dead_aside(world)
-    if cold and not orphans:
+    leaving = _set_others_aside(world)
+    if cold and not leaving:
         # A private probe listener of an earlier life; its port may be somebody else's by now.
         await trio.to_thread.run_sync(world.listener.restore, None)
-    note = await _choose_version(world, rescue=rescue, cold=cold)
+    note = await put_wanted_on_disk(world, rescue=rescue, cold=cold)
     try:
-        generation = await _start_from_disk(world, orphans)
+        generation = await _start_from_disk(world, leaving)
     except SupervisorError as exc:
-        fallback = await _fallback(world, cold=cold)
-        if fallback is None:
+        good = await fallback(world, exc) if cold else None
+        if good is None:
             raise
         world.log.warning("start.fell_back", reason=exc.reason, detail=exc.detail)
-        await put_back(world, fallback.id)
-        generation = await _start_from_disk(world, orphans)
-        note = f"the file on disk did not start ({exc.detail}); {fallback.version} serves"
+        generation = await _fall_back(world, good, leaving, exc)
+        note = f"the file on disk did not start ({exc.detail}); {good.version} serves"
     return Succeeded(
-        generation=generation.id, retiring=frozenset(one.id for one in orphans), note=note
+        generation=generation.id, retiring=frozenset(one.id for one in leaving), note=note
     )
+
+
+async def _fall_back(
+    world: World, good: StoredVersion, leaving: Sequence[Generation], failure: SupervisorError
+) -> Generation:
+    """Start `good`; what a package had put on disk comes back where that fails just as well."""
+    tried = await trio.to_thread.run_sync(known_on_disk, world)
+    await put_back(world, good.id)
+    try:
+        return await _start_from_disk(world, leaving)
+    except SupervisorError:
+        if tried is not None:
+            await put_back(world, tried.id)
+        raise failure from None
 
 
 def _serving_already(world: World) -> Succeeded | None:
@@ -72,67 +86,24 @@ def _serving_already(world: World) -> Succeeded | None:
     return Succeeded(generation=active.id, retiring=frozenset(one.id for one in others), note=note)
 
 
-def _set_dead_aside(world: World) -> list[Generation]:
-    """Generations without a master: the ones with living workers retire, the others are over."""
-    orphans = []
+def _set_others_aside(world: World) -> list[Generation]:
+    """The generations that leave once another one serves; those that are over are dropped.
+
+    Orphans of a dead master go on accepting meanwhile, and a master that lives without any worker
+    keeps at least the sockets; the next one takes them from there. What retires already was told
+    to go by us and has none to give.
+    """
+    leaving = []
     for generation in list(world.generations):
-        if generation.alive:
-            continue
         if generation.gone:
             world.generations.drop(generation)
-        elif generation.role is not Role.RETIRING:
+        elif not generation.told_to_stop:
             generation.role = Role.RETIRING
-            orphans.append(generation)
-    return orphans
+            leaving.append(generation)
+    return leaving
 
 
-async def _choose_version(world: World, *, rescue: bool, cold: bool) -> str:
-    """Put on disk what is to be started; what was found there instead is reported."""
-    binary = Path(world.settings.nginx.binary)
-    last = world.last_program
-    wanted: StoredVersion | None = None
-    if rescue and last is not None and last.stored is not None:
-        wanted = await trio.to_thread.run_sync(world.store.previous_good, last.stored)
-    elif not cold and last is not None and last.stored is not None:
-        wanted = await trio.to_thread.run_sync(world.store.get, last.stored)
-    elif cold:
-        on_disk = await trio.to_thread.run_sync(_known_on_disk, world, binary)
-        if on_disk is not None and on_disk.good is False:
-            wanted = await trio.to_thread.run_sync(world.store.last_good)
-    if wanted is None:
-        return ""
-    replaced = await trio.to_thread.run_sync(world.store.restore, wanted.id, binary)
-    if not replaced:
-        return ""
-    world.log.warning(
-        "binary.drift", path=str(binary), restored=wanted.version, version_id=wanted.id
-    )
-    return f"{binary} was not what is to run; version {wanted.version} was put back"
-
-
-def _known_on_disk(world: World, binary: Path) -> StoredVersion | None:
-    """The newest stored version with the binary that is on disk now."""
-    try:
-        digest = sha256_of(binary)
-    except OSError:
-        return None
-    found = [one for one in world.store.versions() if one.sha256 == digest]
-    return found[-1] if found else None
-
-
-async def _fallback(world: World, *, cold: bool) -> StoredVersion | None:
-    """The last good version, where a cold start tried a file that nobody has judged."""
-    if not cold:
-        return None
-    binary = Path(world.settings.nginx.binary)
-    good = await trio.to_thread.run_sync(world.store.last_good)
-    tried = await trio.to_thread.run_sync(_known_on_disk, world, binary)
-    if good is None or (tried is not None and tried.good):
-        return None
-    return good
-
-
-async def _start_from_disk(world: World, orphans: Sequence[Generation]) -> Generation:
+async def _start_from_disk(world: World, leaving: Sequence[Generation]) -> Generation:
     binary = world.settings.nginx.binary
     facts = await read_facts(world, binary, settings_argv(world))
     if not facts.config.master_process:
@@ -143,8 +114,10 @@ async def _start_from_disk(world: World, orphans: Sequence[Generation]) -> Gener
         )
     world.pid_path = facts.pid_path
     world.lock(facts.pid_path)
+    # Of an old master that was killed beside its successor; its number may be given away again.
+    await trio.to_thread.run_sync(pidfile.remove_stale, pidfile.oldbin_path(Path(facts.pid_path)))
     program = facts.refresh(await _store_program(world, facts))
-    listeners = _listeners_of(orphans)
+    listeners = _listeners_of(leaving)
     try:
         if not listeners:
             remove_stale_sockets(facts)

@@ -105,6 +105,17 @@ class UpgradeRun:
     port: int | None = None  # the candidate's private probe listener
     judged: bool = False
     hasten: bool = False
+    placing: bool = False  # the candidate's modules are put in place, to test it with them
+
+    def known(self) -> dict[str, object]:
+        """What a successor must know to undo it; part of every record in the journal."""
+        return {
+            "previous": self.previous,
+            "to_version": self.to_version,
+            "include_text": self.include_text,
+            "include_written": self.include_written,
+            "placing": self.placing,
+        }
 
 
 @dataclass(slots=True, kw_only=True)
@@ -170,7 +181,8 @@ class World:
         self._note_reaper(generation)
         stat = procfs.read_stat(generation.master.pid)
         if stat is not None:
-            self.sessions.add(stat.session)
+            generation.session = stat.session
+        self.sessions.add(generation.session)
         self.watch(generation)
 
     def _note_reaper(self, generation: Generation) -> None:

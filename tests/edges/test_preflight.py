@@ -66,6 +66,7 @@ def installation(nginx: RunningNginx) -> Installation:
         prefix=str(nginx.folder),
         globals=None,
         probe_include=nginx.folder / "probe.conf",
+        announce=lambda: None,
         uid=os.getuid(),
     )
 

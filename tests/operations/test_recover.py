@@ -12,7 +12,7 @@ import trio
 
 from supervisor.core.events import Succeeded
 from supervisor.edges import procfs
-from supervisor.edges.generation import Generation
+from supervisor.edges.generation import Generation, Role
 from supervisor.edges.journal import History
 from supervisor.edges.runtime_state import KnownMaster, RuntimeState
 from supervisor.operations import ending, recover, shift
@@ -28,7 +28,7 @@ def _record(made: Lab, *generations: Generation) -> None:
             generation=one.id, pid=one.master.pid, start_ticks=one.master.start,
             boot_id=procfs.boot_id(), version=one.program.version, sha256=one.program.sha256,
             version_id=one.program.stored or "", role=one.role.value,
-            workers=tuple(sorted(one.workers)), pid_path=one.program.pid_path,
+            session=one.session, pid_path=one.program.pid_path,
             worker_processes=one.program.workers,
         )
         for one in generations
@@ -104,27 +104,28 @@ async def test_a_pid_file_that_is_a_planted_link(oldest: Build) -> None:
         assert made.world.active is None
 
 
-async def test_pids_on_record_that_were_given_away_again(oldest: Build) -> None:
-    """A worker on record that is somebody else's process by now is not ours to signal."""
+async def test_orphans_of_a_master_that_died_with_its_supervisor(oldest: Build) -> None:
+    """They serve on until another master does; what else is in their session is left alone."""
     async with lab(oldest) as made:
         active = await made.start()
-        with subprocess.Popen(["sleep", "60"]) as foreign:
-            state = RuntimeState(made.folder / "state")
-            _record(made, active)
-            (known,) = state.load().masters
-            told = {name: getattr(known, name) for name in KnownMaster.__slots__}
-            told["workers"] = (*known.workers, foreign.pid)
-            state.save([KnownMaster(**told)])
-            _forget(made)
-            assert await _recover(made) is not None
-            adopted = made.world.active
-            assert adopted is not None
-            assert foreign.pid not in adopted.workers
-            adopted.signal_workers(signal.SIGCONT)
-            deadlines = ending.Deadlines(quit=2, term=1, kill=3)
-            await ending.stop_all(made.world, deadlines, now=True)
-            assert foreign.poll() is None
-            foreign.kill()
+        workers = set(active.look().accepting)
+        _record(made, active)
+        active.master.send(signal.SIGKILL)
+        await active.master.wait_exited()
+        await active.master.exit_status()  # reaped: the workers have another parent by now
+        _forget(made)
+        assert await _recover(made) is None
+        (orphaned,) = made.world.generations
+        assert orphaned.role is Role.RETIRING
+        assert not orphaned.alive
+        assert set(orphaned.workers) == workers
+        again = await made.start()
+        assert set(again.look().accepting).isdisjoint(workers)
+        assert orphaned.look().accepting == workers
+        orphaned.signal_workers(signal.SIGQUIT)
+        await orphaned.all_exited()
+        made.world.generations.drop(orphaned)
+        await made.assert_serves_alone(again)
 
 
 @pytest.mark.parametrize("change", ["start_ticks", "boot_id"])

@@ -1,0 +1,198 @@
+"""What an upgrade leaves on disk: its journal while it runs, its verdict, the files it judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from supervisor.core.errors import SupervisorError
+from supervisor.core.model import Phase, State, Verdict
+from supervisor.edges.generation import Role
+from supervisor.edges.journal import History
+from supervisor.operations.world import UpgradeRun, World
+
+_ALL = 10_000
+_INTENDS = ("USR2", "WINCH", "QUIT or HUP")
+"""Written with the record of the spawning, on disk before the first of these is sent.
+
+How far the upgrade came after that matters only to a supervisor that finds living processes, and
+where they have lived on, so has the page cache: a power cut ends all of nginx, and the next start
+goes by the spawning record (the old files come back) or by the verdict. So no later phase waits
+for the disk.
+"""
+
+_CONDEMNS = frozenset(
+    {
+        "candidate_exited", "start_timeout", "no_workers", "worker_died", "worker_fatal",
+        "workers_respawning", "probe_failed",
+    }
+)  # fmt: skip
+"""Reasons of a rollback that speak against the candidate's binary; the others blame something else
+(an operator, a disk, the old master), or leave it open."""
+
+
+class Verdicts:
+    """Writes them, and everything that follows from one; in the engine's task."""
+
+    def __init__(
+        self, world: World, history: History, remember_masters: Callable[[], None]
+    ) -> None:
+        self._world = world
+        self._history = history
+        self._remember_masters = remember_masters
+        self._unwritten: list[dict[str, object]] = []  # the disk did not take them yet
+        self.last: dict[str, object] | None = history.last()
+        world.version_of_upgrade = self._version_of_upgrade
+
+    # --- the journal ------------------------------------------------------------------------
+
+    async def record(self, before: State, after: State) -> None:
+        """The transition, and what was known when it happened, on disk. Raises SupervisorError."""
+        upgrade = after.upgrade or before.upgrade
+        run = self._world.run
+        if upgrade is None or after.upgrade is None:
+            return
+        record: dict[str, object] = {
+            "upgrade_id": upgrade.id,
+            "phase": after.phase.value,
+            "time": utc_now(),
+            "reason": upgrade.reason,
+            "candidate": after.candidate,
+            "active": after.active,
+        }
+        if run is not None:
+            record |= run.known()
+        if after.phase is Phase.SPAWNING:
+            record["intends"] = _INTENDS
+        durable = after.phase in (Phase.PREFLIGHT, Phase.SPAWNING)
+        append = partial(self._world.journal.append, record, durable=durable)
+        if durable:
+            await trio.to_thread.run_sync(append)
+        else:
+            append()  # into the page cache: shorter than the way to a thread and back
+        if after.phase is Phase.CANARY:
+            self._remember_masters()
+
+    # --- the verdict ------------------------------------------------------------------------
+
+    def describe(self, verdict: Mapping[str, object], run: UpgradeRun | None) -> dict[str, object]:
+        """`verdict` with the versions that it is about; `run` is the upgrade that it ends."""
+        active = self._world.active
+        told: dict[str, object] = {
+            "event": "verdict", "operation": "upgrade", "time": utc_now(), "upgrade_id": "",
+            "from_version": None, "to_version": None, "judged": False,
+        }  # fmt: skip
+        if active is not None:
+            told |= {"from_version": active.program.version, "from_id": active.program.stored}
+        if run is not None:
+            told |= {
+                "operation": run.operation,
+                "upgrade_id": run.id,
+                "judged": run.judged,
+                "from_version": run.from_version or told["from_version"],
+                "from_id": run.previous or told.get("from_id"),
+                "to_version": run.to_version,
+            }
+        return {**told, **verdict}
+
+    async def pronounce(self, told: dict[str, object], run: UpgradeRun | None) -> None:
+        """`told` is in the history when this returns, and what follows from it is done.
+
+        A disk that does not take it is said in its detail, and it is kept: in the journal for a
+        successor, and for the next verdict of this supervisor.
+        """
+        if told["verdict"] == Verdict.COMMITTED.value and run is not None and run.quit_sent:
+            self._promote()
+        kept = told["verdict"] == Verdict.DONE.value or await self.keep(told)
+        if run is not None:
+            await self._close(run, told, kept=kept)
+
+    async def keep(self, told: dict[str, object]) -> bool:
+        """Whether the verdict is in the history now, after those that had to wait."""
+        self.last = told
+        self._unwritten.append(dict(told))
+        try:
+            while self._unwritten:
+                await trio.to_thread.run_sync(self._history.append, self._unwritten[0])
+                del self._unwritten[0]
+        except SupervisorError as exc:
+            told["detail"] = f"{told['detail']} (not in the history yet: {exc.detail})"
+            self._world.log.error("history.not_written", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
+            return False
+        return True
+
+    def _version_of_upgrade(self, upgrade_id: str) -> str | None:
+        """The id of what ran before; its version for a verdict that an older supervisor wrote."""
+        for verdict in self._history.entries(_ALL):
+            if verdict.get("upgrade_id") == upgrade_id:
+                before = verdict.get("from_id") or verdict.get("from_version")
+                return None if before is None else str(before)
+        return None
+
+    def _promote(self) -> None:
+        """The candidate is the active generation now, and the old one retires."""
+        old, candidate = self._world.active, self._world.candidate
+        if old is not None:
+            old.role = Role.RETIRING
+        if candidate is not None:
+            candidate.role = Role.ACTIVE
+            self._world.last_program = candidate.program
+            self._world.pid_path = candidate.program.pid_path
+
+    async def _close(self, run: UpgradeRun, told: dict[str, object], *, kept: bool) -> None:
+        journal = self._world.journal
+        try:
+            await trio.to_thread.run_sync(
+                self._settle_files, run, str(told["verdict"]), str(told["reason"])
+            )
+            if kept:
+                await trio.to_thread.run_sync(journal.close_upgrade)
+            else:
+                ended = {"upgrade_id": run.id, "phase": Phase.ROLLING_BACK.value, "verdict": told}
+                await trio.to_thread.run_sync(journal.append, ended)
+        except SupervisorError as exc:
+            # The verdict stands; a successor that finds the journal sees it in the history.
+            self._world.log.error("state.not_written", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
+        self._world.run = None
+        self._remember_masters()
+
+    # --- the files --------------------------------------------------------------------------
+
+    def _settle_files(self, run: UpgradeRun, verdict: str, reason: str) -> None:
+        """What the verdict means for the version store and for what preflight left behind."""
+        world, plan = self._world, run.plan
+        if plan is not None:
+            plan.discard()  # of one that was installed nothing is left to discard
+        if verdict in (Verdict.REFUSED.value, Verdict.DONE.value):
+            if run.include_written:
+                world.listener.restore(run.include_text)
+            self._prune(run)  # a refused binary was stored to be checked
+            return
+        if plan is None:  # of a supervisor that died; what it committed is active by now
+            active = world.active
+            if verdict == Verdict.COMMITTED.value and active and active.program.stored:
+                world.store.mark_good(active.program.stored)
+            return
+        if plan.stored.id == run.previous:
+            return
+        if verdict == Verdict.COMMITTED.value and run.quit_sent:
+            world.store.mark_good(plan.stored.id)
+        elif verdict != Verdict.COMMITTED.value and reason in _CONDEMNS:
+            world.store.mark_bad(plan.stored.id)
+        self._prune(run)
+
+    def _prune(self, run: UpgradeRun) -> None:
+        world, plan = self._world, run.plan
+        in_use = {one.program.sha256 for one in world.generations}
+        stored = None if plan is None else plan.stored.id
+        protect = [one for one in (run.previous, stored) if one is not None]
+        world.store.prune(in_use, protect=protect, destination=Path(world.settings.nginx.binary))
+
+
+def utc_now() -> str:
+    """The wall clock as records and replies have it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
