@@ -255,7 +255,7 @@ class NginxEffects:
         told = self._verdicts.describe(given, run)
         if told["reason"] == "canary_inconclusive" and self._evidence.lacking:
             told["detail"] = f"{told['detail']}: {self._evidence.lacking}"
-        if of_running and self._evidence.not_observed:
+        if run is not None and self._evidence.not_observed:
             told["detail"] = f"{told['detail']}; {self._evidence.not_observed}"
         if told["reason"] == "previous_generation_draining" and self._drains:
             left = max(0.0, max(self._drains.values()) - trio.current_time())
