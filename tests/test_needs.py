@@ -61,15 +61,14 @@ def test_the_list_is_empty_where_nothing_lacks(bare: Path) -> None:
 
 
 def test_what_is_missing_is_said_of_each_build(bare: Path) -> None:
-    has = Build.at(bare / builds()[0].version)
-    lacking = Build.at(bare / builds()[-1].version)
+    has, lacking = Build.at(bare / builds()[0].version), Build.at(bare / builds()[-1].version)
     marker = has.path.parent.parent / FILES["marker"]
     marker.parent.mkdir()
     marker.touch()
     assert not lacks(has, "marker")
     assert missing_features(["marker"], [has]) == ""
-    assert missing_features(["marker", "stream"], [has, lacking]) == (
-        f"no {FILES['marker']} in nginx {lacking}"
+    assert missing_features(["marker", "twin"], [has, lacking]) == (
+        f"no {FILES['marker']} in nginx {lacking}; no {FILES['twin']} in nginx {has}, {lacking}"
     )
 
 
