@@ -6,19 +6,21 @@ Owns the aim of the probes and the judge of the running upgrade. Decisions are i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import trio
 
 from supervisor.core.actions import Watch
+from supervisor.core.errors import OperationFailed
 from supervisor.core.events import CandidateHealthy, Event, Triggered
 from supervisor.core.observation import Observation
 from supervisor.core.policy import Criterion, Health, HealthState, Judge
-from supervisor.core.probe_settings import can_ask_candidate
+from supervisor.core.server_blocks import why_not_traceable
 from supervisor.edges.generation import Generation
 from supervisor.edges.linux import UNKNOWN_EXIT
+from supervisor.edges.probe_finding import Owner
 from supervisor.edges.probe_listener import Sharing
 from supervisor.edges.probes import Aim, Prober
 from supervisor.operations.world import World
@@ -30,8 +32,10 @@ if TYPE_CHECKING:
 
 _CANDIDATES_OWN = (Sharing.EXCLUSIVE, Sharing.NOBODY)
 
-BASELINE_GRACE = 0.25
-"""Seconds beyond the longest timeout after which a silent probe counts as not passing."""
+GRACE = 0.25
+"""Seconds beyond the longest timeout after which a silent probe is not waited for."""
+FRESH = 2.0
+"""Seconds for which an answer says how a probe stands before an upgrade."""
 
 
 class Evidence:
@@ -54,6 +58,9 @@ class Evidence:
         self._judge: Judge | None = None
         self._up_before: frozenset[str] = frozenset()
         self.lacking = ""  # what the last candidate lacked to be healthy, for the verdict's text
+        self.not_observed = ""  # why no probe has looked at the candidate in its canary
+        self._not_asked: Mapping[str, str] = {}  # the probes that did not, and why
+        self._postponed: Callable[[], None] | None = None
         self._heard = trio.Event()
         self._told_empty = False
         self._told_healthy = False
@@ -62,28 +69,49 @@ class Evidence:
         self._since: dict[str, str] = {}
         self._detail: dict[str, str] = {}
         self._generation: dict[str, int | None] = {}
+        self._heard_at: dict[str, float] = {}
         self._forget()
 
     # --- aiming -----------------------------------------------------------------------------
 
     def aim(self, watch: Watch) -> None:
         """Look at something else from now on; a fresh round of probes starts at once."""
-        self._watch = watch
+        before, self._watch = self._watch, watch
         if self._judge is not None:
             self.lacking = self._judge.lacking
         if watch is Watch.CANARY:
             self._begin_canary()
         elif watch is Watch.SOAK:
+            if before is Watch.CANARY:
+                self._end_canary()
             self._begin_soak()
         elif watch is Watch.ACTIVE:
-            self._judge = None
+            self._dismiss_judge()
             active = self._world.active
             if active is not None:
                 self._prober.aim(Aim(generation=active.id))
         else:
-            self._judge = None
+            self._dismiss_judge()
             self._prober.pause()
             self._forget()
+
+    def _dismiss_judge(self) -> None:
+        self._judge = None
+        postponed, self._postponed = self._postponed, None
+        if postponed is not None:
+            postponed()
+
+    def when_undisturbed(self, take: Callable[[], None]) -> bool:
+        """Call `take` at once, or while a candidate is being judged after that; whether at once.
+
+        A judge keeps the probes that it has, else a candidate would be asked for answers that
+        nobody gives any more.
+        """
+        if self._judge is not None:
+            self._postponed = take
+            return False
+        take()
+        return True
 
     def _forget(self) -> None:
         """What was seen is of an nginx that is gone: `status` must not show it as news."""
@@ -91,85 +119,148 @@ class Evidence:
         self._since = dict.fromkeys(self._probes, "")
         self._detail = dict.fromkeys(self._probes, "")
         self._generation = dict.fromkeys(self._probes)
+        self._heard_at = {}
 
     def reconfigure(self, probes: tuple[ProbeSettings, ...]) -> None:
-        """Other probes from now on; the judge of a running upgrade keeps the ones that it has."""
-        self._probes = {probe.name: probe for probe in probes}
-        self._health = {name: self._health.get(name, Health()) for name in self._probes}
-        self._since = {name: self._since.get(name, "") for name in self._probes}
-        self._detail = {name: self._detail.get(name, "") for name in self._probes}
-        self._generation = {name: self._generation.get(name) for name in self._probes}
+        """Other probes from now on; what was seen stays with a probe that is as it was."""
+        before, self._probes = self._probes, {probe.name: probe for probe in probes}
+        same = {name for name, probe in self._probes.items() if before.get(name) == probe}
+        old_health, old_since, old_detail = self._health, self._since, self._detail
+        old_generation, old_heard_at = self._generation, self._heard_at
+        self._forget()
+        for name in same:
+            self._health[name] = old_health[name]
+            self._since[name] = old_since[name]
+            self._detail[name] = old_detail[name]
+            self._generation[name] = old_generation[name]
+        self._heard_at = {name: at for name, at in old_heard_at.items() if name in same}
+        self._up_before &= same
 
     async def baseline(self) -> None:
         """Remember which probes pass before the upgrade: only those can condemn the candidate.
 
-        A probe that nobody has heard of yet is given its timeout to say something.
+        One whose last answer was no pass, or is old, is asked once more, and given its timeout.
         """
-        longest = max((one.timeout for one in self._probes.values()), default=0.0)
-        with trio.move_on_after(longest + BASELINE_GRACE):
-            while any(one == Health() for one in self._health.values()):
-                self._heard = trio.Event()
+        self.not_observed = ""
+        began = trio.current_time()
+        asked = {name for name in self._probes if self._needs_another_look(name, began)}
+        self._prober.ask(asked)
+        await self._hear(asked, lambda: {n for n in asked if self._heard_at.get(n, 0.0) <= began})
+        self._up_before = frozenset(name for name in self._probes if self._passes(name))
+        for name in self._probes.keys() - self._up_before:
+            self._world.log.warning(
+                "probe.cannot_judge", probe=name,
+                detail=f"it does not pass before the upgrade: {self._detail[name] or 'no answer'}",
+            )  # fmt: skip
+
+    def _needs_another_look(self, name: str, now: float) -> bool:
+        health = self._health[name]
+        if health.state is HealthState.DOWN:
+            return False
+        return not self._passes(name) or now - self._heard_at.get(name, 0.0) > FRESH
+
+    def _passes(self, name: str) -> bool:
+        """Whether it is up, or on the way there, and its last answer was a pass."""
+        health = self._health[name]
+        return health.passes > 0 and health.state is not HealthState.DOWN
+
+    async def _hear(self, names: Iterable[str], silent: Callable[[], Iterable[str]]) -> None:
+        """Return when none of `silent()` is left, at most after the longest timeout of `names`."""
+        longest = max((self._probes[name].timeout for name in names), default=0.0)
+        with trio.move_on_after(longest + GRACE):
+            while silent():
                 await self._heard.wait()
-        self._up_before = frozenset(
-            name
-            for name, health in self._health.items()
-            if health.state is HealthState.UP
-            or (health.state is HealthState.UNKNOWN and health.passes)
-        )
 
     def _begin_canary(self) -> None:
-        candidate, old, run = self._world.candidate, self._world.active, self._world.run
+        candidate, run = self._world.candidate, self._world.run
         assert candidate is not None
         assert run is not None
         self._told_healthy = self._told_trigger = False
-        port = run.port
-        sharing = Sharing.ABSENT if port is None else self._sharing(port, candidate, old)
-        if sharing is Sharing.SHARED:
+        why_not = why_not_traceable if run.port is None else self._world.listener.why_not
+        reasons = ((name, why_not(probe)) for name, probe in self._probes.items())
+        self._not_asked = {name: why for name, why in reasons if why is not None}
+        for name, why in self._not_asked.items():
+            self._world.log.info("canary.not_asked", probe=name, detail=why)
+        self._judge = self._judge_of(candidate, Watch.CANARY, awaited=run.port is not None)
+        if run.port is None:
+            self._aim_in_public(candidate)
+        else:
+            self._aim_in_private(candidate, run.port)
+        self._conclude()
+
+    def _aim_in_private(self, candidate: Generation, port: int) -> None:
+        """Ask the candidate alone, at the address that only it listens on."""
+        old = self._world.active
+        if self._sharing(port, candidate, old) is Sharing.SHARED:
             self._told_trigger = True
             detail = (
                 f"the private probe listener on port {port} is open in both generations: nginx was "
                 "reloaded by someone else while the upgrade began; try again"
             )
             self._post(Triggered(reason="probe_listener_shared", detail=detail))
-        if port is None:
-            # Nobody can tell whose answer an answer on the public address would be: the canary
-            # is not observed, and the probes count from the shift on.
-            self._prober.pause()
-            self._world.log.warning("canary.not_observed", generation=f"g{candidate.id}")
-            self._judge = self._judge_of(candidate, Watch.CANARY, probing=False)
-            self._conclude()
-            return
-        self._judge = self._judge_of(candidate, Watch.CANARY, probing=True)
         self._prober.aim(
             Aim(
                 generation=candidate.id,
                 address=("127.0.0.1", port),
-                owner=lambda local, peer: self._world.listener.connection_owner(
-                    local, peer, candidate.look().workers
-                ),
+                owner=self._owner_in(candidate),
                 exclusive=lambda: self._sharing(port, candidate, old) in _CANDIDATES_OWN,
                 cover=candidate.look().accepting,
                 workers=lambda: candidate.brood().workers,
+                not_asked=self._not_asked,
+                prove=True,
             )
         )
-        self._conclude()
+
+    def _aim_in_public(self, candidate: Generation) -> None:
+        """Ask where both generations accept; an answer counts where it is a candidate's worker's.
+
+        Before nginx 1.21.6 hardly any connection reaches the new workers under light load, so a
+        pass is not waited for; a failure that is the candidate's condemns as always.
+        """
+        self._prober.aim(
+            Aim(
+                generation=candidate.id,
+                owner=self._owner_in(candidate),
+                cover=candidate.look().accepting,
+                sole=False,
+                workers=lambda: candidate.brood().workers,
+                not_asked=self._not_asked,
+            )
+        )
+
+    def _owner_in(self, candidate: Generation) -> Owner:
+        listener = self._world.listener
+        return lambda here, there: listener.connection_owner(here, there, candidate.look().workers)
+
+    def _end_canary(self) -> None:
+        """Say so where no probe has looked at the candidate, although some could have judged it."""
+        if self._judge is None or self._judge.judged or not self._up_before:
+            return
+        run, candidate = self._world.run, self._world.candidate
+        why = [f"probe {name}: {self._not_asked[name]}" for name in sorted(self._not_asked)]
+        if run is not None and run.port is None:
+            why.insert(0, "without a private listener no answer was the candidate's")
+        self.not_observed = f"the canary was not observed ({'; '.join(why) or 'it was too short'})"
+        self._world.log.warning(
+            "canary.not_observed", detail=self.not_observed,
+            generation=None if candidate is None else f"g{candidate.id}",
+        )  # fmt: skip
 
     def _sharing(self, port: int, candidate: Generation, old: Generation | None) -> Sharing:
         return self._world.listener.exclusive_to(
             port, candidate.master.pid, None if old is None else old.master.pid
         )
 
-    def _judge_of(self, candidate: Generation, window: Watch, *, probing: bool) -> Judge:
-        """A judge with new rows; the workers that accept now are its first count.
-
-        A command that cannot be told where the candidate listens would ask the old generation as
-        well in the canary: there it does not count.
-        """
+    def _judge_of(self, candidate: Generation, window: Watch, *, awaited: bool) -> Judge:
+        """A judge with new rows; the workers that accept now are its first count."""
         criteria = [
-            Criterion(name=name, rise=one.rise, fall=one.fall, up_before=name in self._up_before)
+            Criterion(
+                name=name, rise=one.rise, fall=one.fall, up_before=name in self._up_before,
+                awaited=awaited,
+            )
             for name, one in self._probes.items()
-            if probing and (window is Watch.SOAK or can_ask_candidate(one))
-        ]
+            if window is Watch.SOAK or name not in self._not_asked
+        ]  # fmt: skip
         judge = Judge(
             candidate=candidate.id, criteria=criteria, expected_workers=candidate.program.workers
         )
@@ -180,8 +271,24 @@ class Evidence:
         candidate = self._world.candidate
         if candidate is None:
             return
-        self._judge = self._judge_of(candidate, Watch.SOAK, probing=True)
+        self._judge = self._judge_of(candidate, Watch.SOAK, awaited=True)
         self._prober.aim(Aim(generation=candidate.id, workers=lambda: candidate.brood().workers))
+
+    async def last_look(self) -> None:
+        """Return when the evidence of the soak is for a commit; raises OperationFailed.
+
+        A probe that has not been heard since the shift, as the soak was too short for that, is
+        asking already: it gets its timeout. Where no probe judges, this takes no time.
+        """
+        judge = self._judge
+        if judge is None:
+            return
+        if judge.unheard:
+            await self._hear(judge.unheard, lambda: () if judge.trigger else judge.unheard)
+        found = judge.last_look()
+        if found is not None:
+            self._progress({"event": "trigger", "reason": found.reason, "detail": found.detail})
+            raise OperationFailed(found.reason, found.detail)
 
     # --- seeing -----------------------------------------------------------------------------
 
@@ -193,7 +300,7 @@ class Evidence:
         before = self._health[seen.probe]
         after = before.observe(seen.outcome, rise=probe.rise, fall=probe.fall)
         self._health[seen.probe] = after
-        self._heard.set()
+        self._heard_at[seen.probe] = trio.current_time()
         self._detail[seen.probe] = seen.detail
         self._generation[seen.probe] = seen.generation
         if after.state is not before.state:
@@ -202,6 +309,8 @@ class Evidence:
         if self._judge is not None:
             self._judge.observe(seen)
             self._conclude()
+        self._heard.set()
+        self._heard = trio.Event()
 
     def _tell_change(self, seen: Observation, state: HealthState) -> None:
         tell = self._world.log.warning if state is HealthState.DOWN else self._world.log.info

@@ -58,11 +58,13 @@ def restart_policy_of(settings: Settings) -> RestartPolicy:
 async def reconfigure(path: Path, world: World, evidence: Evidence, prober: Prober) -> None:
     """The settings on disk are in force, or those from before are and the log says why.
 
-    Windows of an upgrade that runs stay as they were when it was accepted.
+    Windows of an upgrade that runs stay as they were when it was accepted, and while a candidate
+    is being judged, the probes do too.
     """
     try:
         settings = await trio.to_thread.run_sync(load_settings, path)
         _expect_same(world.settings, settings)
+        _expect_same_listener(world, settings)
     except ConfigError as exc:
         world.log.warning("settings.rejected", path=str(path), detail=exc.detail)
         return
@@ -70,9 +72,23 @@ async def reconfigure(path: Path, world: World, evidence: Evidence, prober: Prob
         world.listener = ProbeListener(settings.probe_listener)
     world.settings = settings
     world.post(RulesChanged(rules=rules_of(settings), restarts=restart_policy_of(settings)))
-    evidence.reconfigure(settings.probes)
-    prober.reconfigure(settings.probes)
-    world.log.info("settings.changed", path=str(path))
+
+    def take_probes() -> None:
+        evidence.reconfigure(settings.probes)
+        prober.reconfigure(settings.probes)
+
+    at_once = evidence.when_undisturbed(take_probes)
+    probes = "at once" if at_once else "after the verdict"
+    world.log.info("settings.changed", path=str(path), probes=probes)
+
+
+def _expect_same_listener(world: World, after: Settings) -> None:
+    """A running upgrade goes back to the file that it wrote."""
+    if world.run is not None and world.settings.probe_listener != after.probe_listener:
+        raise ConfigError(
+            "cannot change [probe_listener] while an upgrade runs: send SIGHUP again after its "
+            "verdict; nothing of the file was taken over"
+        )
 
 
 def _expect_same(before: Settings, after: Settings) -> None:

@@ -87,11 +87,6 @@ class ExecProbe(_Common):
 ProbeSettings = HttpProbe | TcpProbe | ExecProbe
 
 
-def can_ask_candidate(probe: ProbeSettings) -> bool:
-    """Whether the probe can be sent to a private listener; else a canary says nothing to it."""
-    return not isinstance(probe, ExecProbe) or probe.uses_probe_address
-
-
 class _CommonFields(TypedDict):
     name: str
     interval: float

@@ -38,6 +38,9 @@ from supervisor.core.probe_settings import (
     UnixAddress,
 )
 
+UNPRIVILEGED_PORT = 8000
+"""Where an http server without any listen listens when nginx is not started by root."""
+
 _LOCALHOST = ("127.0.0.1", "::1")
 _MEANS = {"localhost": _LOCALHOST, ANY_IPV4: ("127.0.0.1",), ANY_IPV6: ("::1",)}
 """Where a connection to these goes."""

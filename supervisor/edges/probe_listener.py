@@ -13,6 +13,7 @@ it open and the old one has not.
 from __future__ import annotations
 
 import errno
+import os
 import socket
 from collections.abc import Collection, Iterable
 from enum import Enum
@@ -20,6 +21,14 @@ from itertools import chain
 from pathlib import Path
 
 from supervisor.core.errors import OperationFailed, Refusal
+from supervisor.core.nginx_listen import DEFAULT_PORT
+from supervisor.core.probe_settings import ProbeSettings
+from supervisor.core.server_blocks import (
+    UNPRIVILEGED_PORT,
+    ServerBlock,
+    server_blocks,
+    why_not_in_canary,
+)
 from supervisor.core.settings import ProbeListenerSettings
 from supervisor.edges import socket_owners
 from supervisor.edges.files import REAL_DISK, Disk, read_regular, write_atomically
@@ -39,13 +48,23 @@ class Sharing(Enum):
 
 
 class ProbeListener:
-    """Writes the included file and knows who listens on the ports in it. Holds nothing open."""
+    """Writes the included file, knows who includes it and who listens. Holds nothing open."""
 
     def __init__(self, settings: ProbeListenerSettings, *, disk: Disk = REAL_DISK) -> None:
         self._path = Path(settings.include_file)
         self._ports = range(settings.first_port, settings.last_port + 1)
         self._disk = disk
         self._last = self._ports[-1]
+        self._blocks: tuple[ServerBlock, ...] = ()
+
+    def learn(self, dump: str) -> None:
+        """Take in the configuration that the candidate will read, as `nginx -T` tells it."""
+        port = DEFAULT_PORT if os.geteuid() == 0 else UNPRIVILEGED_PORT
+        self._blocks = server_blocks(dump, implied_port=port)
+
+    def why_not(self, probe: ProbeSettings) -> str | None:
+        """Why `probe` is not to be sent to the private port; None: it is."""
+        return why_not_in_canary(probe, self._blocks, str(self._path))
 
     def choose_port(self, exclude: Collection[int] = ()) -> int:
         """The next port of the range that can be bound now; another one each time.

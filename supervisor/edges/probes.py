@@ -8,8 +8,9 @@ what cannot be attributed is INCONCLUSIVE.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import assert_never
 
 import structlog
@@ -23,7 +24,6 @@ from supervisor.core.probe_settings import (
     ProbeSettings,
     TcpAddress,
     TcpProbe,
-    can_ask_candidate,
 )
 from supervisor.edges.exec_probe import Identity, check_exec
 from supervisor.edges.http_probe import check_http
@@ -41,6 +41,11 @@ _log = structlog.get_logger()
 
 SHARED = "probe_listener_shared"
 """How the detail of an answer begins that came over a listener that is not private."""
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+AGAIN = 0.01
+"""Seconds until a probe that is to prove something at once asks again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +68,10 @@ class Aim:
     """Nobody else accepts new connections: what cannot be traced is this generation's."""
     workers: Callable[[], Collection[int]] | None = None
     """The workers of `generation` now: what a response header names has to be among them."""
+    not_asked: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    """The probes whose answers say nothing about `generation`, and why; they ask as configured."""
+    prove: bool = False
+    """A probe that passes asks again at once, until it has passed `rise` times in a row."""
 
 
 @dataclass(slots=True)
@@ -72,6 +81,25 @@ class _Round:
     aim: Aim
     missing: set[int] = field(default_factory=set)
     attempts_left: int = 0
+    passes: dict[str, int] = field(default_factory=dict)  # in a row, by probe
+
+    def asks(self, probe: ProbeSettings) -> bool:
+        """Whether the probe's answers are to say something about the generation."""
+        return probe.name not in self.aim.not_asked
+
+    def address(self, probe: HttpProbe | TcpProbe) -> Address:
+        """Where the probe connects to."""
+        if self.aim.address is None or not self.asks(probe):
+            return probe.address
+        return TcpAddress(*self.aim.address)
+
+    def proves(self, probe: ProbeSettings, outcome: Outcome) -> bool:
+        """Whether one more pass is wanted at once."""
+        if outcome is Outcome.INCONCLUSIVE:
+            return False
+        passed = outcome is Outcome.PASS
+        self.passes[probe.name] = self.passes.get(probe.name, 0) + 1 if passed else 0
+        return self.aim.prove and passed and self.passes[probe.name] < probe.rise
 
     def cover(self, workers: Collection[int]) -> None:
         """Ask for these from now on."""
@@ -105,6 +133,7 @@ class Prober:
         self._worker_identity = worker_identity
         self._round: _Round | None = None
         self._changed = trio.Event()
+        self._wanted: dict[str, trio.Event] = {}  # of the probes that wait for their interval
 
     def aim(self, aim: Aim) -> None:
         """Look at something else: probes that run are broken off, a fresh round starts at once."""
@@ -127,6 +156,12 @@ class Prober:
         if self._round is not None:
             self._round.cover(workers)
 
+    def ask(self, names: Iterable[str]) -> None:
+        """These probes ask now, not at their interval; one that is asking already is left alone."""
+        for name in names:
+            if name in self._wanted:
+                self._wanted[name].set()
+
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Probe for ever, each probe at its interval and never beside itself.
 
@@ -145,13 +180,28 @@ class Prober:
     async def _repeat(self, probe: ProbeSettings, current: _Round) -> None:
         due = trio.current_time()
         while True:
-            again = True
-            while again:
+            pause: float | None = 0.0
+            while pause is not None:
+                await trio.sleep(pause)
                 observation = await self._observe(probe, current)
                 self._report(observation)
-                again = observation.outcome is Outcome.PASS and self._covers(probe, current)
+                pause = self._pause(probe, observation.outcome, current)
             due = max(due + probe.interval, trio.current_time())
-            await trio.sleep_until(due)
+            self._wanted[probe.name] = wanted = trio.Event()
+            with trio.move_on_at(due):
+                await wanted.wait()
+
+    def _pause(self, probe: ProbeSettings, outcome: Outcome, current: _Round) -> float | None:
+        """Seconds until the probe asks again ahead of its interval; None: it does not.
+
+        A failure never hastens the next one: `fall` failures take their time.
+        """
+        proves = current.proves(probe, outcome)
+        if outcome is Outcome.FAIL or not current.asks(probe):
+            return None
+        if self._covers(probe, outcome, current):
+            return 0.0 if outcome is Outcome.PASS else AGAIN
+        return AGAIN if proves else None
 
     async def _observe(self, probe: ProbeSettings, current: _Round) -> Observation:
         """One look; a bug of ours proves nothing about nginx and must not end the probing."""
@@ -166,9 +216,12 @@ class Prober:
             )  # fmt: skip
         return self._attribute(probe, found, current)
 
-    def _covers(self, probe: ProbeSettings, current: _Round) -> bool:
+    def _covers(self, probe: ProbeSettings, outcome: Outcome, current: _Round) -> bool:
         """Whether to connect again at once, in the hope of meeting another worker."""
-        by_http = any(isinstance(one, HttpProbe) for one in self._probes)
+        if outcome is Outcome.INCONCLUSIVE and current.aim.sole:
+            return False  # that did not depend on who accepted it
+        asked = [one for one in self._probes if current.asks(one)]
+        by_http = any(isinstance(one, HttpProbe) for one in asked)
         if not isinstance(probe, HttpProbe if by_http else TcpProbe):
             return False
         if current.aim.owner is None or not current.missing or current.attempts_left <= 0:
@@ -181,10 +234,10 @@ class Prober:
         match probe:
             case HttpProbe():
                 return await check_http(
-                    probe, _address(probe.address, aim), aim.owner, known=current.known
+                    probe, current.address(probe), aim.owner, known=current.known
                 )
             case TcpProbe():
-                return await _check_tcp(probe, _address(probe.address, aim), aim.owner)
+                return await _check_tcp(probe, current.address(probe), aim.owner)
             case ExecProbe():
                 worker = self._worker_identity()
                 identity = None if worker is None else Identity(*worker)
@@ -198,8 +251,8 @@ class Prober:
     def _attribute(self, probe: ProbeSettings, found: Finding, current: _Round) -> Observation:
         aim = current.aim
         worker, outcome, detail = found.worker_pid, found.outcome, found.detail
-        if aim.address is not None and not can_ask_candidate(probe):
-            outcome, detail = Outcome.INCONCLUSIVE, f"it does not use PROBE_ADDRESS ({detail})"
+        if not current.asks(probe):
+            outcome, detail = Outcome.INCONCLUSIVE, f"{aim.not_asked[probe.name]} ({detail})"
         elif aim.exclusive is not None and not aim.exclusive():
             outcome, detail = Outcome.INCONCLUSIVE, f"{SHARED} ({detail})"
         elif worker is None and not aim.sole:
@@ -215,10 +268,6 @@ class Prober:
             generation=aim.generation if attributed else None,
             worker_pid=worker if attributed else None,
         )
-
-
-def _address(configured: Address, aim: Aim) -> Address:
-    return configured if aim.address is None else TcpAddress(*aim.address)
 
 
 async def _check_tcp(probe: TcpProbe, address: Address, owner: Owner | None) -> Finding:

@@ -20,7 +20,6 @@ from supervisor.core.probe_settings import (
     TcpAddress,
     TcpProbe,
     UnixAddress,
-    can_ask_candidate,
 )
 from supervisor.core.settings import (
     ControlSettings,
@@ -211,7 +210,6 @@ def test_an_http_probe_with_little() -> None:
     )
     assert (probe.interval, probe.timeout, probe.rise, probe.fall) == (1, 1, 2, 3)
     assert probe.expect_status == {200}
-    assert can_ask_candidate(probe)
 
 
 def test_an_http_probe_with_everything() -> None:
@@ -267,17 +265,17 @@ def test_urls(url: str, address: TcpAddress, target: str, host: str) -> None:
 def test_tcp_addresses(text: str, address: TcpAddress | UnixAddress) -> None:
     probe = only_probe(f'name = "n"\ntype = "tcp"\naddress = "{text}"')
     assert probe == TcpProbe(name="n", address=address)
-    assert can_ask_candidate(probe)
 
 
 def test_an_exec_probe() -> None:
     probe = only_probe('name = "n"\ntype = "exec"\ncommand = ["/bin/true", "-x"]\nuser = "nobody"')
     assert probe == ExecProbe(name="n", command=("/bin/true", "-x"), user="nobody")
-    assert not can_ask_candidate(probe)
+    assert not probe.uses_probe_address
     asking = only_probe(
         'name = "n"\ntype = "exec"\ncommand = ["/bin/true"]\nuses_probe_address = true'
     )
-    assert can_ask_candidate(asking)
+    assert isinstance(asking, ExecProbe)
+    assert asking.uses_probe_address
 
 
 # --- what is wrong ---
