@@ -23,6 +23,7 @@ from supervisor.edges.control_connection import (
     Exchange,
     Limits,
     Peer,
+    Use,
     invalid_parameter,
 )
 from supervisor.edges.control_routes import (
@@ -128,7 +129,11 @@ def _service_error(name: str, **parameters: object) -> CallError:
 
 
 class _Admission:
-    """Bounds the connections: the longest idle one gives way to a new one."""
+    """Bounds the connections. A new one always gets in while another can do without its own.
+
+    The longest idle one gives way, else the longest of those that only look, else the youngest of
+    those that wait for an operation: of them the first to come is the one that began it.
+    """
 
     def __init__(self, service: ControlService, limits: Limits) -> None:
         self._service = service
@@ -154,8 +159,8 @@ class _Admission:
             answer=self._service.answer,
             hung_up=lambda: _is_closed(stream.socket),
         )
-        if len(self._open) >= self._limits.connections and not self._evict():
-            detail = f"{len(self._open)} connections are busy; try again when one has ended"
+        if len(self._open) >= self._limits.connections and not self._make_room():
+            detail = f"{len(self._open)} connections are being answered; try again in a moment"
             await connection.refuse(CallError(f"{wire.INTERFACE}.Busy", {"detail": detail}))
             return
         self._open[connection] = None
@@ -164,11 +169,13 @@ class _Admission:
         finally:
             self._open.pop(connection, None)
 
-    def _evict(self) -> bool:
-        for connection in self._open:
-            if connection.idle:
-                del self._open[connection]
-                connection.close()
+    def _make_room(self) -> bool:
+        for use in (Use.IDLE, Use.LOOKS, Use.WAITS):
+            those = [connection for connection in self._open if connection.use is use]
+            if those:
+                leaving = those[-1 if use is Use.WAITS else 0]
+                del self._open[leaving]
+                leaving.give_way()
                 return True
         return False
 

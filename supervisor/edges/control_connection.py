@@ -13,6 +13,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from enum import Enum
 from typing import NoReturn
 
 import structlog
@@ -52,6 +53,21 @@ class CallError(Exception):
         super().__init__(error, parameters)
         self.error = error
         self.parameters = parameters
+
+
+class Use(Enum):
+    """What a connection is good for at this moment, in the order in which they give way."""
+
+    IDLE = "idle"  # no whole call waits for its answer
+    LOOKS = "looks"  # follows the log, or waits for a look at the disk
+    WAITS = "waits"  # for the end of an operation, which goes on without it
+    ANSWERED = "answered"  # it will be over in a moment, and gives way to nobody
+
+
+_GAVE_WAY = {
+    Use.LOOKS: ("Busy", "and this one gave way; ask again"),
+    Use.WAITS: ("Interrupted", "and this one, which only waited, gave way"),
+}
 
 
 class HungUp(Exception):  # noqa: N818 - says what happened; nobody is to blame
@@ -96,9 +112,12 @@ class Exchange:
             raise internal_error(f"the reply's {mismatch.path} should be {mismatch.expected}")
 
     @contextmanager
-    def while_connected(self) -> Iterator[None]:
-        """Run the block only as long as somebody is there to be told; else raises HungUp."""
-        with self._connection.while_connected():
+    def while_connected(self, use: Use) -> Iterator[None]:
+        """Run the block only as long as somebody is there to be told; else raises HungUp.
+
+        It ends with a CallError where the connection has to give way to another one.
+        """
+        with self._connection.while_connected(use):
             yield
 
 
@@ -134,17 +153,24 @@ class Connection:
         self._life = trio.CancelScope()
         self._reading = trio.CancelScope()
         self._waiting: trio.CancelScope | None = None
+        self._use = Use.ANSWERED  # while a call is
+        self._sending = False
+        self._displaced = False
         self._gone = False
         self._unanswered = 0
 
     @property
-    def idle(self) -> bool:
-        """Whether no whole call waits for its answer."""
-        return self._unanswered == 0
+    def use(self) -> Use:
+        """What it is good for; see there."""
+        return self._use if self._unanswered else Use.IDLE
 
-    def close(self) -> None:
-        """End the connection now, without another word."""
-        self._life.cancel()
+    def give_way(self) -> None:
+        """End the connection: whoever waits is told why, unless half a message is on its way."""
+        if self._waiting is None or self._sending:
+            self._life.cancel()
+        else:
+            self._displaced = True
+            self._waiting.cancel()
 
     async def run(self) -> None:
         """Answer calls until the client leaves or breaks the protocol."""
@@ -169,8 +195,10 @@ class Connection:
         if self._gone:
             raise HungUp
         with trio.move_on_after(self._limits.write) as limit:
+            self._sending = True
             try:
                 await self._stream.send_all(message)
+                self._sending = False
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 self._leave()
                 raise HungUp from exc
@@ -181,14 +209,19 @@ class Connection:
             raise HungUp
 
     @contextmanager
-    def while_connected(self) -> Iterator[None]:
-        """Run the block until the client hangs up; then HungUp is raised."""
-        with trio.CancelScope() as self._waiting:
-            if self._gone:
-                self._waiting.cancel()
-            yield
-        if self._waiting.cancelled_caught:
-            raise HungUp
+    def while_connected(self, use: Use) -> Iterator[None]:
+        """Run the block until the client hangs up (HungUp) or has to give way (CallError)."""
+        self._use = use
+        try:
+            with trio.CancelScope() as self._waiting:
+                if self._gone:
+                    self._waiting.cancel()
+                yield
+            ended = self._waiting.cancelled_caught
+        finally:
+            self._use, self._waiting = Use.ANSWERED, None
+        if ended:
+            raise _gave_way(use) if self._displaced else HungUp
 
     def _leave(self) -> None:
         self._gone = True
@@ -197,7 +230,7 @@ class Connection:
             self._waiting.cancel()
 
     async def _read(self, incoming: trio.MemorySendChannel[bytes | wire.FrameError]) -> None:
-        async with incoming:
+        with incoming:  # not `async with`: that waits, and being cancelled there hides an error
             try:
                 with self._reading:
                     await self._read_messages(incoming)
@@ -247,9 +280,11 @@ class Connection:
                 await self._say_last(CallError(error, {"detail": str(broken)}))
                 return
             except HungUp:
-                continue  # calls that had come before the client left are still carried out
+                pass  # calls that had come before the client left are still carried out
             finally:
                 self._unanswered -= 1
+            if self._displaced:
+                return
 
     async def _answer_one(self, message: bytes | wire.FrameError) -> None:
         if isinstance(message, wire.FrameError):
@@ -268,6 +303,12 @@ class Connection:
     async def _send_error(self, call: wire.Call, error: CallError) -> None:
         if not call.oneway:
             await self.send(wire.encode_error(error.error, error.parameters))
+
+
+def _gave_way(use: Use) -> CallError:
+    error, why = _GAVE_WAY[use]
+    detail = f"too many connections to the supervisor are in use, {why}"
+    return CallError(f"{wire.INTERFACE}.{error}", {"detail": detail})
 
 
 def internal_error(detail: str) -> CallError:

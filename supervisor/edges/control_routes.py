@@ -7,6 +7,7 @@ org.nginxsupervisor.Control.varlink, and every message is checked against that.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ import trio
 
 from supervisor import wire
 from supervisor.core import commands
+from supervisor.core.duration import LONGEST
 from supervisor.core.errors import Refusal
-from supervisor.edges.control_connection import CallError, Exchange, Peer, invalid_parameter
+from supervisor.edges.control_connection import CallError, Exchange, Peer, Use, invalid_parameter
 
 _log = structlog.get_logger()
 
@@ -157,7 +159,7 @@ async def _versions(backend: ControlBackend, exchange: Exchange, given: Fields) 
 
 
 async def _check(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
-    with exchange.while_connected():
+    with exchange.while_connected(Use.LOOKS):
         checked = await backend.check()
     await exchange.reply(checked)
 
@@ -166,7 +168,7 @@ async def _events(backend: ControlBackend, exchange: Exchange, given: Fields) ->
     follow = given.get("follow") is True
     if follow and not exchange.call.more:
         raise CallError(f"{wire.SERVICE_INTERFACE}.ExpectedMore", {})
-    with exchange.while_connected():
+    with exchange.while_connected(Use.LOOKS):
         async with backend.log_events() as (recent, later):
             await exchange.reply({"entries": recent}, continues=follow)
             if follow:
@@ -187,7 +189,7 @@ async def _operate(
         async with backend.submit(command, exchange.peer) as events:
             if exchange.call.oneway:
                 return
-            with exchange.while_connected():
+            with exchange.while_connected(Use.WAITS):
                 async for event in events:
                     ends = event.get("event") in {last, "verdict"}
                     await exchange.reply({"progress": event}, continues=not ends)
@@ -208,6 +210,10 @@ def _path(given: Fields, name: str) -> str | None:
         return None
     if not isinstance(text, str) or not text or "\0" in text:
         invalid_parameter(name)
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:  # half of a surrogate pair, which no file name can have
+        invalid_parameter(name)
     return text
 
 
@@ -215,7 +221,8 @@ def _seconds(given: Fields, name: str) -> float | None:
     number = given.get(name)
     if number is None:
         return None
-    if not isinstance(number, int | float) or number < 0:
+    # JSON has no infinity, but 1e999 is one; and an upgrade that never ends is nobody's plan.
+    if not isinstance(number, int | float) or not 0 <= number <= LONGEST:
         invalid_parameter(name)
     return float(number)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import trio
 
@@ -141,8 +141,9 @@ class FakeBackend:
     def release(self, *events: Fields) -> None:
         """Send `events` to all who listen, and end their channels."""
         for send in self._senders:
-            for event in events:
-                send.send_nowait(event)
+            with suppress(trio.BrokenResourceError):  # it has hung up
+                for event in events:
+                    send.send_nowait(event)
             send.close()
         self._senders.clear()
 

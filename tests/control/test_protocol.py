@@ -228,7 +228,12 @@ async def test_events_that_follow(backend: FakeBackend) -> None:
         ("Upgrade", {"binary": 1}, "binary"),
         ("Upgrade", {"binary": ""}, "binary"),
         ("Upgrade", {"binary": "/a\0b"}, "binary"),
+        ("Upgrade", {"binary": "/\ud800"}, "binary"),
+        ("Rollback", {"to": "\ud800"}, "to"),
         ("Upgrade", {"canary_s": "10s"}, "canary_s"),
+        ("Upgrade", {"canary_s": 1e300}, "canary_s"),
+        ("Upgrade", {"canary_s": 10**400}, "canary_s"),
+        ("Upgrade", {"soak_s": 365 * 86400 + 1}, "soak_s"),
         ("Upgrade", {"canary_s": -1}, "canary_s"),
         ("Upgrade", {"soak_s": -0.5}, "soak_s"),
         ("Upgrade", {"hold": 1}, "hold"),
@@ -253,6 +258,18 @@ async def test_a_wrong_parameter_is_named(
         assert reply.parameters == {"parameter": name}
         (status,) = await client.call("Status")  # the connection is still good
         assert status.error is None
+    assert backend.submitted == []
+
+
+@pytest.mark.parametrize("window", ["1e999", "-1e999"])
+async def test_an_infinite_window(backend: FakeBackend, window: str) -> None:
+    async with connected(backend) as client:
+        call = f'{{"method":"{CONTROL}.Upgrade","parameters":{{"canary_s":{window}}}}}'
+        await client.send(call.encode() + b"\0")
+        reply = await client.receive()
+    assert reply is not None
+    assert reply.error == f"{SERVICE}.InvalidParameter"
+    assert reply.parameters == {"parameter": "canary_s"}
     assert backend.submitted == []
 
 

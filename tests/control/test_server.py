@@ -17,7 +17,7 @@ import trio.testing
 
 from supervisor import wire
 from supervisor.edges.control import ControlSettings, Limits, Peer, serve_control
-from tests.control.fake_backend import STATUS, FakeBackend, progress, verdict
+from tests.control.fake_backend import STATUS, FakeBackend, log_event, verdict
 
 STATUS_CALL = wire.encode_call(f"{wire.INTERFACE}.Status")
 UPGRADE_CALL = wire.encode_call(f"{wire.INTERFACE}.Upgrade", {}, more=True)
@@ -125,23 +125,91 @@ async def test_silent_clients_give_way(control: str) -> None:
         nursery.cancel_scope.cancel()
 
 
+FOLLOW_CALL = wire.encode_call(f"{wire.INTERFACE}.Events", {"follow": True}, more=True)
+
+
+@pytest.mark.parametrize("limits", [Limits(connections=4)])
+async def test_followers_keep_nobody_out(control: str, backend: FakeBackend) -> None:
+    """The oldest gives way, and is told; who waits for an operation keeps its place."""
+    backend.hold()
+    async with (
+        client(control) as waiting,
+        client(control) as oldest,
+        client(control) as second,
+        client(control) as third,
+    ):
+        await waiting.send_all(UPGRADE_CALL)
+        for _ in backend.events:
+            assert await receive(waiting) is not None
+        for follower in (oldest, second, third):
+            await follower.send_all(FOLLOW_CALL)
+            assert await receive(follower) is not None
+        await assert_serves(control)
+        told = await receive(oldest)
+        assert told is not None
+        assert told.error == f"{wire.INTERFACE}.Busy"
+        assert "gave way" in str(told.parameters["detail"])
+        assert await receive(oldest) is None
+        assert backend.listeners == 3
+        backend.release()
+        for stream in (waiting, second, third):
+            assert await receive(stream) is not None
+
+
 @pytest.mark.parametrize("limits", [Limits(connections=3)])
-async def test_busy_clients_do_not(control: str, backend: FakeBackend) -> None:
+async def test_those_who_wait_give_way_last_and_the_youngest_first(
+    control: str, backend: FakeBackend
+) -> None:
+    """Else reloads that wait for the verdict of a long upgrade would keep `rollback` out."""
     backend.hold()
     async with client(control) as one, client(control) as two, client(control) as three:
         for stream in (one, two, three):
             await stream.send_all(UPGRADE_CALL)
-            assert await receive(stream) is not None
+            for _ in backend.events:
+                assert await receive(stream) is not None
+        await assert_serves(control)
+        told = await receive(three)
+        assert told is not None
+        assert told.error == f"{wire.INTERFACE}.Interrupted"
+        assert await receive(three) is None
+        assert len(backend.submitted) == 3  # nothing was taken back
+        backend.release(verdict("committed"))
+        for stream in (one, two):
+            done = await receive(stream)
+            assert done is not None
+            assert done.parameters["progress"] == verdict("committed")
+
+
+@pytest.mark.parametrize("limits", [Limits(connections=2)])
+async def test_a_reply_that_is_under_way_gives_way_to_nobody(
+    control: str, backend: FakeBackend
+) -> None:
+    large = {"name": "n", "ok": False, "detail": "x" * 3_000_000}  # more than the socket takes
+    backend.checked = {"ok": False, "findings": [large]}
+    async with client(control) as one, client(control) as two:
+        for stream in (one, two):
+            await stream.send_all(wire.encode_call(f"{wire.INTERFACE}.Check"))
+            assert await stream.receive_some(1)
         async with client(control) as late:
             reply = await receive(late)
             assert reply is not None
             assert reply.error == f"{wire.INTERFACE}.Busy"
             assert await receive(late) is None
-        backend.release(verdict("committed"))
-        for stream in (one, two, three):
-            for _ in (*progress("canary"), verdict("committed")):
-                assert await receive(stream) is not None
-    await assert_serves(control)
+
+
+@pytest.mark.parametrize("limits", [Limits(connections=1)])
+async def test_a_follower_that_gives_way_with_half_a_message_on_its_way_gets_no_more(
+    control: str, backend: FakeBackend
+) -> None:
+    backend.log = [{**log_event("x"), "fields": {"text": "x" * 3_000_000}}]
+    async with client(control) as follower:
+        await follower.send_all(FOLLOW_CALL)
+        received = bytearray(await follower.receive_some(1))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await assert_serves(control)
+        async for data in follower:
+            received += data
+    assert b"\0" not in received
 
 
 @pytest.mark.parametrize("limits", [Limits(write=0.2)])
