@@ -49,6 +49,7 @@ class NginxEffects:
         self.starts = 0
         self._drains: dict[int, float] = {}  # until when each retiring generation may take
         self._masters_changed = trio.Event()
+        world.remember = self._remember_masters
         self._cold = True  # the next start is no restart after a crash
         self._looked = False  # for what a predecessor has left
 

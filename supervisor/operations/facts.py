@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import trio
 
+from supervisor.core.errors import Refusal, SupervisorError
 from supervisor.core.nginx_config import NginxConfig, effective, parse_globals, under_prefix
 from supervisor.core.nginx_version import NginxBuild
 from supervisor.core.settings import nginx_argv
-from supervisor.edges.generation import Program
+from supervisor.edges import procfs
+from supervisor.edges.env_directives import env_directives
+from supervisor.edges.generation import Generation, Program
 from supervisor.edges.nginx_binary import dump_config, upgrade_environment, version_of
+from supervisor.edges.old_files import NO_VIEW, with_old_files
 from supervisor.edges.pidfile import remove_empty
+from supervisor.edges.sources import mapped_file
 from supervisor.operations.world import World, files_signature
 
 
@@ -58,20 +65,122 @@ def settings_argv(world: World) -> tuple[str, ...]:
 
 
 async def read_facts(
-    world: World, binary: str, argv: tuple[str, ...], directives: tuple[str, ...] = ()
+    world: World, binary: str, argv: tuple[str, ...], directives: tuple[str, ...] | None = None
 ) -> Facts:
-    """Run -V and -T, with the environment of these `env` directives.
+    """Run -V and -T, with the environment of these `env` directives, or of the configuration's own.
 
     -T tests as -t does: raises Refusal `config_rejected` and what else the binary edge raises.
     """
+    if directives is not None:
+        return await _read(world, binary, argv, environment(world, directives))
+    given = environment(world, await _env_directives(world))
+    facts = await _read(world, binary, argv, given)
+    needed = environment(world, facts.config.env)
+    if needed != given:
+        facts = await _read(world, binary, argv, needed)
+    seen = _with_folders(facts.files)
+    world.env_seen = (seen, files_signature(seen), facts.config.env)
+    return facts
+
+
+async def _env_directives(world: World) -> tuple[str, ...]:
+    """What the configuration on disk passes on, before nginx was asked."""
+    if world.env_seen is not None:
+        files, signature, directives = world.env_seen
+        if files_signature(files) == signature:
+            return directives
+    nginx = world.settings.nginx
+    found = await trio.to_thread.run_sync(env_directives, Path(nginx.config))
+    return parse_globals(nginx.globals or "").env + found
+
+
+def _with_folders(files: tuple[str, ...]) -> tuple[str, ...]:
+    """A new file in one of the folders may be included by a pattern."""
+    return (*files, *sorted({os.path.dirname(path) for path in files}))
+
+
+async def _read(
+    world: World,
+    binary: str,
+    argv: tuple[str, ...],
+    env: Mapping[str, str],
+    old_files: Mapping[str, Path] | None = None,
+) -> Facts:
     settings = world.settings.nginx
-    bare = environment(world, directives)
-    build = (await version_of(Path(binary), bare)).at_prefix(settings.prefix)
-    config, _ = await dump_config(Path(binary), argv, bare)
+    build = (await version_of(Path(binary), env)).at_prefix(settings.prefix)
+    program, arguments = Path(binary), argv
+    if old_files:
+        program, arguments = with_old_files((binary, *argv), old_files)
+    config, _ = await dump_config(program, arguments, env)
     config = effective(config, parse_globals(settings.globals or ""))
     facts = facts_of(world, build, config)
     await trio.to_thread.run_sync(remove_empty, Path(facts.pid_path))
     return facts
+
+
+async def facts_of_running(world: World, running: Generation) -> Facts | None:
+    """The configuration on disk as `running` will find it when it is told to read it again.
+
+    Asked of the program that it runs, with its environment, and with the dynamic modules that it
+    has loaded: those are not opened again, whatever a package manager has put on disk meanwhile.
+    Raises as `read_facts` does; None where only the running master itself can tell.
+    """
+    pid = running.master.pid
+    env = environment(world, running.program.environment)
+    binary = program_of(world, pid)
+    old_files = await trio.to_thread.run_sync(_replaced_modules, world, running)
+    try:
+        return await _read(world, binary, settings_argv(world), env, old_files)
+    except Refusal as exc:
+        if not (old_files and _says_nothing(exc, old_files)):
+            raise _of_running(exc, pid) from exc
+        world.log.warning("reload.not_tested", reason=exc.reason, detail=exc.detail)
+        return None
+
+
+def _says_nothing(refusal: Refusal, old_files: Mapping[str, Path]) -> bool:
+    """The test has failed by itself: without the modules that the running master has loaded."""
+    if refusal.reason == "module_mismatch":
+        return any(path in refusal.detail for path in old_files)
+    not_run = refusal.reason.startswith("binary_") and sys.executable in refusal.detail
+    return not_run or NO_VIEW in refusal.detail
+
+
+def program_of(world: World, pid: int) -> str:
+    """A path that leads to what `pid` runs; the configured one where that is the same file."""
+    binary = world.settings.nginx.binary
+    running = procfs.executable(pid)
+    if running is None:
+        return binary
+    try:
+        on_disk = os.stat(binary)
+    except OSError:
+        return f"/proc/{pid}/exe"
+    return binary if running == (on_disk.st_dev, on_disk.st_ino) else f"/proc/{pid}/exe"
+
+
+def _replaced_modules(world: World, running: Generation) -> dict[str, Path]:
+    """The modules that `running` has loaded from files that are not on disk any more: their copies.
+
+    By the path that nginx knows them by.
+    """
+    if running.program.stored is None:
+        return {}
+    try:
+        version = world.store.get(running.program.stored)
+    except SupervisorError:
+        return {}
+    pid = running.master.pid
+    return {
+        path: version.module(path)
+        for path in version.modules
+        if mapped_file(pid, Path(path)) != Path(path)
+    }
+
+
+def _of_running(refusal: Refusal, pid: int) -> Refusal:
+    told = refusal.detail.replace(f"/proc/{pid}/exe", f"the program of process {pid}")
+    return Refusal(refusal.reason, told.replace(sys.executable, f"the program of process {pid}"))
 
 
 def facts_of(world: World, build: NginxBuild, config: NginxConfig) -> Facts:

@@ -11,7 +11,7 @@ from supervisor.core.errors import OperationFailed, SupervisorError
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Program
 from supervisor.edges.pulse import Pulse
-from supervisor.operations.facts import Facts, read_facts, settings_argv
+from supervisor.operations.facts import Facts, facts_of_running
 from supervisor.operations.world import POLL, World
 
 RELOAD_LIMIT = 30.0
@@ -21,19 +21,17 @@ RELOAD_LIMIT = 30.0
 async def reload(world: World) -> tuple[str, str]:
     """Test the configuration, send HUP, return once new workers accept and the old ones leave.
 
-    Raises OperationFailed `config_rejected` with nginx's own message, with nothing sent; and
-    `reload_ignored` when nginx keeps its old workers: it found something that `-t` did not.
+    Tested is what runs, not what a package manager may have put on disk for the next upgrade.
+    Raises Refusal `config_rejected` with nginx's own message and what else speaks against it, with
+    nothing sent; and OperationFailed `reload_ignored` when nginx keeps its old workers: it found
+    something that `-t` did not.
     """
     active = world.active
     if active is None or not active.alive:
         raise OperationFailed("not_running", "cannot reload: nginx does not run")
-    facts = await read_facts(world, world.settings.nginx.binary, settings_argv(world))
-    if not facts.config.master_process:
-        raise OperationFailed(
-            "master_process_off",
-            "cannot reload: the configuration says `master_process off`; without a master there "
-            "is nothing to supervise",
-        )
+    facts = await facts_of_running(world, active)
+    if facts is not None:
+        _accept(world, facts)
     before = active.look().workers | active.look().starting
     active.master.send(signal.SIGHUP)
     with trio.move_on_after(RELOAD_LIMIT), Pulse(4 * POLL) as pulse:
@@ -42,17 +40,43 @@ async def reload(world: World) -> tuple[str, str]:
                 raise OperationFailed("not_running", "cannot reload: the master is gone")
             brood = active.look()
             fresh = brood.accepting - before
-            if len(fresh) >= facts.workers and not before & brood.accepting:
+            if _complete(fresh, facts, brood) and not before & brood.accepting:
                 break
             await pulse.tick()
-        active.program = await _keep_modules(world, active, facts)
-        world.pid_path = active.program.pid_path
+        if facts is not None:
+            await _adopt_facts(world, active, facts)
         return "reloaded", f"{len(fresh)} workers run the configuration as it is on disk"
     raise OperationFailed(
         "reload_ignored",
         f"nginx kept its old workers for {RELOAD_LIMIT:g} s after HUP and goes on with the old "
         "configuration; its error log says why",
     )
+
+
+def _accept(world: World, facts: Facts) -> None:
+    """Nothing that nginx would take keeps us from supervising it afterwards; raises otherwise."""
+    if not facts.config.master_process:
+        raise OperationFailed(
+            "master_process_off",
+            "cannot reload: the configuration says `master_process off`; without a master there "
+            "is nothing to supervise",
+        )
+    # The pid file may have moved, and somebody else may supervise an nginx that has it there.
+    world.lock(facts.pid_path)
+
+
+def _complete(fresh: frozenset[int], facts: Facts | None, brood: procfs.Brood) -> bool:
+    if facts is None:  # how many there will be is known to the master alone
+        return bool(fresh) and not brood.starting
+    return len(fresh) >= facts.workers
+
+
+async def _adopt_facts(world: World, active: Generation, facts: Facts) -> None:
+    """What runs now is what is started after a crash, and what a successor finds on record."""
+    active.program = await _keep_modules(world, active, facts)
+    world.pid_path = active.program.pid_path
+    world.last_program = active.program
+    world.remember()
 
 
 async def _keep_modules(world: World, active: Generation, facts: Facts) -> Program:

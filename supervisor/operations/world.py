@@ -137,6 +137,10 @@ class World:
     sessions: set[int] = field(default_factory=set)  # of every master of this life
     reapers: set[int] = field(default_factory=lambda: {1, os.getpid()})  # whom orphans of it get
     last_program: Program | None = None  # of the generation that served last
+    env_seen: tuple[tuple[str, ...], tuple[tuple[int, ...], ...], tuple[str, ...]] | None = None
+    """The `env` directives of the configuration, for as long as its files have this signature."""
+    remember: Callable[[], None] = lambda: None
+    """Have the masters put on record, since one of them is another by now."""
     version_of_upgrade: Callable[[str], str | None] = lambda _: None
     """The version that a past upgrade replaced, by the upgrade's id."""
     hasten: trio.Event = field(default_factory=trio.Event)
