@@ -239,7 +239,7 @@ class NginxEffects:
                 boot_id=boot_id(), version=one.program.version, sha256=one.program.sha256,
                 version_id=one.program.stored or "", role=one.role.value,
                 session=one.session, pid_path=one.program.pid_path,
-                worker_processes=one.program.workers,
+                worker_processes=one.program.workers, environment=one.program.environment,
             )
             for one in self._world.generations
         ]  # fmt: skip

@@ -32,6 +32,7 @@ class KnownMaster:
     session: int = 0  # every process that nginx made is in it
     pid_path: str = ""
     worker_processes: int = 1
+    environment: tuple[str, ...] = ()  # its `env` directives, which no other process can tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,10 @@ def _master(values: object) -> KnownMaster:
     if not isinstance(values, dict):
         raise TypeError("a master is not an object")
     for each in fields(KnownMaster):
-        wanted = {"int": int, "str": str}[str(each.type)]
+        wanted = {"int": int, "str": str}.get(str(each.type), list)
         if not isinstance(values[each.name], wanted):
             raise TypeError(f"{each.name} is {values[each.name]!r}")
-    return KnownMaster(**{each.name: values[each.name] for each in fields(KnownMaster)})
+    if not all(isinstance(one, str) for one in values["environment"]):
+        raise TypeError("environment is not directives")
+    known = {each.name: values[each.name] for each in fields(KnownMaster)}
+    return KnownMaster(**{**known, "environment": tuple(values["environment"])})

@@ -154,6 +154,7 @@ def _adopt_known(world: World, known: KnownMaster) -> None:
     program = Program(
         version=known.version, sha256=known.sha256, path=world.settings.nginx.binary,
         stored=known.version_id or None, workers=known.worker_processes, pid_path=known.pid_path,
+        environment=known.environment,
     )  # fmt: skip
     generation = Generation(
         id=known.generation,
@@ -260,7 +261,7 @@ async def _version_of(world: World, pid: int, facts: Facts) -> str:
         if procfs.executable(pid) == (on_disk.st_dev, on_disk.st_ino):
             return facts.build.version
     try:
-        build = await version_of(Path(f"/proc/{pid}/exe"), environment(world))
+        build = await version_of(Path(f"/proc/{pid}/exe"), environment(world, facts.config.env))
     except SupervisorError as exc:
         world.log.warning("recover.version_unknown", reason=exc.reason, detail=exc.detail)
         return ""

@@ -43,9 +43,8 @@ async def put_back(world: World, version_id: str) -> str:
         world.log.info(
             "store.restored", version_id=version_id, files=[str(path) for path in replaced]
         )
-    directives = () if world.last_program is None else world.last_program.environment
     try:
-        await read_facts(world, str(binary), settings_argv(world), directives)
+        await read_facts(world, str(binary), settings_argv(world))
     except Refusal as exc:
         objection = exc.detail
     else:

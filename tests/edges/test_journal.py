@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -265,6 +266,7 @@ MASTER = KnownMaster(
     version_id="i",
     role="active",
     session=10,
+    environment=("A", "B=1"),
 )
 
 
@@ -287,6 +289,8 @@ def test_masters_on_record(tmp_path: Path) -> None:
         '{"v": 1, "masters": [1]}',
         '{"v": 1, "masters": [{"generation": 1}]}',
         json.dumps({"v": 1, "masters": [{"generation": "3"}]}),
+        json.dumps({"v": 1, "masters": [{**asdict(MASTER), "environment": "A"}]}),
+        json.dumps({"v": 1, "masters": [{**asdict(MASTER), "environment": [1]}]}),
     ],
 )
 def test_an_unusable_record_is_a_note(tmp_path: Path, content: str) -> None:

@@ -11,8 +11,11 @@ import pytest
 import trio
 
 from supervisor.core.errors import SupervisorError
-from supervisor.edges import env_directives
-from supervisor.operations import facts, reload
+from supervisor.edges import env_directives, procfs
+from supervisor.edges.generation import Generation
+from supervisor.edges.journal import History
+from supervisor.edges.runtime_state import KnownMaster, RuntimeState
+from supervisor.operations import facts, recover, reload
 from tests.operations.lab import Lab, lab
 from tools.nginx_cache import Build
 
@@ -152,3 +155,39 @@ async def test_a_broken_configuration_is_told_by_nginx(oldest: Build) -> None:
             await made.start()
         assert "nginx.conf" in caught.value.detail
         await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("found_by", ["record", "pid-file"])
+async def test_an_adopted_one_is_known_with_it(
+    oldest: Build, recorder: tuple[Path, Path], found_by: str
+) -> None:
+    """By its record with what it has, whatever the configuration on disk says by now."""
+    library, record = recorder
+    async with lab(oldest) as made:
+        _give(made, LD_PRELOAD=str(library), SEEN="1")
+        _add(made, "env LD_PRELOAD;\nenv SEEN;")
+        first = await made.start()
+        state = RuntimeState(made.folder / "state")
+        if found_by == "record":
+            state.save([_on_record(first)])
+            path = made.folder / "nginx.conf"
+            path.write_text(path.read_text().replace("env SEEN;", ""))
+        made.world.generations.drop(first)
+        record.unlink()
+        await recover.recover(made.world, state, History(made.folder / "state"))
+        adopted = made.world.active
+        assert adopted is not None
+        assert adopted.program.environment == ("LD_PRELOAD", "SEEN")
+        assert [line.split()[1] for line in _runs(made, record)] == ["-V", "-T"]
+        await reload.reload(made.world)
+        assert all("SEEN=1" in line for line in _runs(made, record))
+
+
+def _on_record(one: Generation) -> KnownMaster:
+    return KnownMaster(
+        generation=one.id, pid=one.master.pid, start_ticks=one.master.start,
+        boot_id=procfs.boot_id(), version=one.program.version, sha256=one.program.sha256,
+        version_id=one.program.stored or "", role=one.role.value, session=one.session,
+        pid_path=one.program.pid_path, worker_processes=one.program.workers,
+        environment=one.program.environment,
+    )  # fmt: skip

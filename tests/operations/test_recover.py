@@ -29,7 +29,7 @@ def _record(made: Lab, *generations: Generation) -> None:
             boot_id=procfs.boot_id(), version=one.program.version, sha256=one.program.sha256,
             version_id=one.program.stored or "", role=one.role.value,
             session=one.session, pid_path=one.program.pid_path,
-            worker_processes=one.program.workers,
+            worker_processes=one.program.workers, environment=one.program.environment,
         )
         for one in generations
     )  # fmt: skip
