@@ -97,6 +97,7 @@ async def watch(
                 orderly=generation.exit.orderly and not generation.told_to_stop,
                 detail=f"master {generation.master.pid} of g{generation.id} ({generation.exit})",
                 at=trio.current_time(),
+                started=trio.current_time() - generation.master.age,
             )
         )
 

@@ -6,6 +6,7 @@ answer of an operation that has been replaced, so a phase only ever sees its own
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from supervisor.core.commands import Command
@@ -35,6 +36,7 @@ class MasterExited:
     orderly: bool
     detail: str
     at: float  # monotonic seconds
+    started: float = -math.inf  # the same; when the master was started, if that is known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,12 +33,14 @@ commit: each probe that judges has to have been heard since the shift, and well 
 
 `RestartPolicy`: a generation that had been ready is started again at once. The pause, doubling,
 begins with a start that did not become ready, or with one crash more than `crash_limit` within
-`crash_interval`. Where `start_limit` starts were made within `start_limit_interval`, the next
-failure is the last. With the defaults a start that fails at once is tried ten times in 51 s.
+`crash_interval`. Where `start_limit` starts were made within `start_limit_interval`, the first one
+included, the next failure is the last. With the defaults a start that fails at once is tried ten
+times in 51 s.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -317,14 +319,18 @@ class RestartPolicy:
     crashes: tuple[float, ...] = field(default=())
     last_delay: float = 0.0
 
-    def failed(self, *, at: float, was_ready: bool) -> tuple[RestartPolicy, RestartDecision]:
+    def failed(
+        self, *, at: float, was_ready: bool, started: float = -math.inf
+    ) -> tuple[RestartPolicy, RestartDecision]:
         """What to do after a start failed (`was_ready` False) or a serving nginx ended.
 
-        The start that the decision asks for is counted already; its failure is reported next.
+        The start that the decision asks for is counted already; its failure is reported next. The
+        first start is nobody's decision: it counts by when the nginx that ended was `started`.
         """
         starts = _recent(self.starts, at, self.start_limit_interval)
-        if not was_ready and not starts:
-            starts = (at,)  # the failed start was the first, which nobody has counted
+        if not starts:
+            first = started if was_ready else at
+            starts = _recent((first,), at, self.start_limit_interval)
         crashes = _recent(self.crashes, at, self.crash_interval)
         if was_ready:
             crashes = (*crashes, at)

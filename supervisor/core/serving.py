@@ -41,7 +41,7 @@ from supervisor.core.events import (
     Succeeded,
 )
 from supervisor.core.model import Goal, OnForeignStop, Phase, State, Timer, Upgrade, Verdict
-from supervisor.core.policy import Backoff, GiveUp
+from supervisor.core.policy import Backoff, GiveUp, RestartDecision
 
 
 def start(state: State, operation: Operation = Operation.START) -> Step:
@@ -106,14 +106,19 @@ def start_failed(state: State, event: Event) -> Step:
     failing = replace(state, active=None, reason=failed.reason, detail=failed.detail)
     if not state.served:
         return replace(failing, phase=Phase.DEGRADED), (settle, Exit(1))
-    waiting, actions = try_again(failing, failed.at, ready=False)
+    restarts, decision = failing.restarts.failed(at=failed.at, was_ready=False)
+    waiting, actions = try_again(replace(failing, restarts=restarts), decision)
     return waiting, (settle, *actions)
 
 
-def try_again(state: State, at: float, *, ready: bool, rescue: bool = False) -> Step:
-    """Start at once, after a while, or not at all: the restart policy decides."""
-    restarts, decision = state.restarts.failed(at=at, was_ready=ready)
-    state = replace(state, restarts=restarts)
+def restart(state: State, gone: MasterExited, *, rescue: bool = False) -> Step:
+    """The generation that ended had been ready."""
+    restarts, decision = state.restarts.failed(at=gone.at, was_ready=True, started=gone.started)
+    return try_again(replace(state, restarts=restarts), decision, rescue=rescue)
+
+
+def try_again(state: State, decision: RestartDecision, *, rescue: bool = False) -> Step:
+    """Start at once, after a while, or not at all: the restart policy has decided."""
     if isinstance(decision, GiveUp):
         detail = f"{decision.detail} (the last failure: {state.detail})"
         lost = replace(
@@ -151,7 +156,7 @@ def active_lost(state: State, event: Event) -> Step:
     else:
         incident = ReportIncident(reason="master_exited", detail=gone.detail)
     lost = replace(dropped, active=None, reason=incident.reason, detail=gone.detail)
-    after, actions = try_again(lost, gone.at, ready=True)
+    after, actions = restart(lost, gone)
     return after, (*refusals, incident, *actions)
 
 
@@ -166,7 +171,7 @@ def active_lost_in_drain(state: State, event: Event) -> Step:
     lost = replace(
         dropped, active=None, reason=incident.reason, detail=gone.detail, rescuable=False
     )
-    after, actions = try_again(lost, gone.at, ready=True, rescue=True)
+    after, actions = restart(lost, gone, rescue=True)
     return after, (*refusals, incident, *actions)
 
 

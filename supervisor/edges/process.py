@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import trio
 
@@ -45,6 +46,11 @@ class Process:
         """Neither gone nor a zombie."""
         stat = procfs.read_stat(self.pid)
         return stat is not None and stat.alive and stat.start == self.start
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was started, to a clock tick; also where it is gone by now."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start / os.sysconf("SC_CLK_TCK")
 
     @property
     def stopped(self) -> bool:

@@ -378,6 +378,33 @@ def test_slow_crashes_restart_at_once_up_to_the_start_limit() -> None:
     assert rare == [RestartNow()] * 50
 
 
+def crash_until_it_gives_up(policy: RestartPolicy, *, first: float, every: float) -> list[float]:
+    """When nginx was started, if each one crashes `every` seconds after its start."""
+    starts = [first]
+    while True:
+        at = starts[-1] + every
+        policy, decision = policy.failed(at=at, was_ready=True, started=starts[-1])
+        if isinstance(decision, GiveUp):
+            return starts
+        starts.append(at + (decision.delay if isinstance(decision, Backoff) else 0.0))
+
+
+@pytest.mark.parametrize("limit", [1, 4, 10])
+def test_the_first_start_counts_too(limit: int) -> None:
+    policy = RestartPolicy(start_limit=limit)
+    assert len(crash_until_it_gives_up(policy, first=1000.0, every=0.5)) == limit
+
+
+def test_a_first_start_long_ago_does_not_count() -> None:
+    policy = RestartPolicy(start_limit=4)
+    policy, decision = policy.failed(at=1000.0, was_ready=True, started=939.0)
+    assert decision == RestartNow()
+    assert policy.starts == (1000.0,)
+    assert len(crash_until_it_gives_up(policy, first=1000.0, every=0.5)) == 4
+    close, _ = RestartPolicy(start_limit=4).failed(at=1000.0, was_ready=True, started=941.0)
+    assert close.starts == (941.0, 1000.0)
+
+
 def test_the_pause_has_an_upper_bound_and_starts_afresh_after_success() -> None:
     endless = RestartPolicy(start_limit=0, backoff_max=1.0)
     made = decisions(endless, *((100.0 * n, False) for n in range(2000)))
