@@ -10,6 +10,7 @@ import os
 import sys
 
 from supervisor import wire
+from supervisor.cli import output
 from supervisor.cli.connection import ClientError, Connection
 
 READ_TIMEOUT = 10.0
@@ -29,12 +30,13 @@ class Options:
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code (`wire.ExitCode`)."""
     try:
+        output.insist_on_output()
         return _run(sys.argv[1:] if argv is None else argv)
     except ClientError as error:
-        print(f"nginxctl: {error.message}", file=sys.stderr)
+        output.complain(f"nginxctl: {error.message}")
         return error.code
     except KeyboardInterrupt:
-        print("nginxctl: interrupted", file=sys.stderr)
+        output.complain("nginxctl: interrupted")
         return wire.ExitCode.GAVE_UP
 
 
@@ -76,10 +78,5 @@ def _json_status(options: Options) -> int:
         from supervisor.cli.commands import show_status_reply
 
         return show_status_reply(message)
-    try:
-        sys.stdout.buffer.write(status + b"\n")
-        sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        # Whoever read has seen enough; without this the interpreter complains when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    output.raw_line(status)
     return wire.ExitCode.DONE

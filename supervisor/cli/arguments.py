@@ -11,6 +11,8 @@ from supervisor import wire
 
 PROGRAM = "nginxctl"
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+LONGEST = 365 * 86400.0
+"""Seconds: what the supervisor takes as well, in a call as in its configuration."""
 
 Parameters = dict[str, object]
 
@@ -30,7 +32,7 @@ def duration(text: str) -> float:
     """Seconds from `250ms`, `10s`, `5m`, `1h` or a plain number.
 
     Raises:
-        argparse.ArgumentTypeError: it is none of these, negative or infinite.
+        argparse.ArgumentTypeError: it is none of these, negative, or longer than a year.
     """
     for unit in _UNITS:
         if text.endswith(unit):
@@ -42,10 +44,19 @@ def duration(text: str) -> float:
         seconds = float(number) * factor
     except ValueError:
         seconds = math.nan
-    if not (0 <= seconds < math.inf) or not number[-1:].isdigit():
+    if not seconds >= 0 or not number[-1:].isdigit():
         raise argparse.ArgumentTypeError(
             f"{text!r} is no duration; write 250ms, 10s, 5m, 1h or a number of seconds"
         )
+    if seconds > LONGEST:
+        raise argparse.ArgumentTypeError(f"{text!r} is impossible: the longest is a year")
+    return seconds
+
+
+def _patience(text: str) -> float:
+    seconds = duration(text)
+    if seconds == 0:
+        raise argparse.ArgumentTypeError("waiting for 0 seconds is not waiting; use --no-wait")
     return seconds
 
 
@@ -76,7 +87,7 @@ def _upgrade_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-wait", action="store_true", help="return once accepted; `nginxctl status` follows it"
     )
     parser.add_argument(
-        "--timeout", type=duration, metavar="D", help="stop waiting (not upgrading) after this"
+        "--timeout", type=_patience, metavar="D", help="stop waiting (not upgrading) after this"
     )
     parser.add_argument(
         "--if-changed", action="store_true", help="do nothing if this binary already runs"

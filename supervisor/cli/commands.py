@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterator
 
 from supervisor import wire
-from supervisor.cli import READ_TIMEOUT, Options
-from supervisor.cli.connection import ClientError, Connection, WaitEnded
+from supervisor.cli import READ_TIMEOUT, Options, output
+from supervisor.cli.connection import ClientError, Connection, LostError, WaitEnded, is_gone
+from supervisor.cli.output import OutputLostError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,21 +36,25 @@ _ERROR_CODES = {
 }
 
 
+class SupervisorEndsError(WaitEnded):
+    """The supervisor says that it ends before the operation does."""
+
+
 def run_command(words: list[str], options: Options) -> int:
     """Run the command that `words` begin with."""
     from supervisor.cli.arguments import COMMANDS, parse_arguments, usage
 
     if not words:
-        print(usage(), file=sys.stderr)
+        output.complain(usage())
         return wire.ExitCode.USAGE
     name, *rest = words
     if name in {"-h", "--help", "help"}:
-        _line(usage())
+        output.line(usage())
         return wire.ExitCode.DONE
     if name == "--version":
         from importlib.metadata import version
 
-        _line(f"nginxctl {version('nginx-supervisor')}")
+        output.line(f"nginxctl {version('nginx-supervisor')}")
         return wire.ExitCode.DONE
     if name not in COMMANDS:
         raise ClientError(wire.ExitCode.USAGE, f"there is no command {name!r}; {_nearest(name)}")
@@ -74,7 +77,7 @@ def show_status_reply(message: bytes) -> int:
         raise WaitEnded(
             "cannot understand the supervisor's answer: it goes on, as none was asked to"
         )
-    _line(_json(reply.parameters))
+    output.line(_json(reply.parameters))
     return wire.ExitCode.DONE
 
 
@@ -102,16 +105,25 @@ def _operate(
         try:
             for reply in _replies(connection, command, parameters):
                 last = _fields(reply.parameters.get("progress"))
-                _line(_json(last) if options.json else timeline.line(last))
+                output.line(_json(last) if options.json else timeline.line(last))
+        except SupervisorEndsError as ends:
+            raise _is_left(name, ends.message) from ends
+        except LostError as lost:
+            gone = is_gone(options.socket)
+            raise (_is_left if gone else _goes_on)(name, lost.message) from lost
         except WaitEnded as ended:
             raise _goes_on(name, ended.message) from ended
+        except OutputLostError as lost:
+            if last.get("event") != "verdict":
+                raise _goes_on(name, lost.message) from lost
+            output.complain(f"nginxctl: {lost.message}")
         except KeyboardInterrupt:
             raise _goes_on(name, "interrupted") from None
     if last.get("event") == "accepted":
         return wire.ExitCode.DONE
     code = exit_code(name, last)
     if code != wire.ExitCode.DONE:
-        print("\n".join(timeline.explanation(last)), file=sys.stderr)
+        output.complain("\n".join(timeline.explanation(last)))
     return code
 
 
@@ -119,6 +131,16 @@ def _goes_on(name: str, cause: str) -> ClientError:
     text = f"{cause}; the {name} goes on: `nginxctl status` shows it"
     if name == "upgrade":
         text += ", `nginxctl rollback` takes it back"
+    return ClientError(wire.ExitCode.GAVE_UP, text)
+
+
+def _is_left(name: str, cause: str) -> ClientError:
+    """The supervisor ended without a verdict: it was killed, and nginx lives on without it."""
+    text = f"{cause}; the supervisor is gone and the {name} stands where it was"
+    if name in {"upgrade", "promote", "rollback"}:
+        text += ": the next supervisor finishes it or rolls it back (then: `nginxctl history`)"
+    else:
+        text += ": start the supervisor, then see `nginxctl status`"
     return ClientError(wire.ExitCode.GAVE_UP, text)
 
 
@@ -133,7 +155,7 @@ def _look(
         rows = {"history": "entries", "versions": "versions"}.get(name)
         objects = [found] if rows is None else _list(found.get(rows))
         for one in objects:
-            _line(_json(one))
+            output.line(_json(one))
     else:
         from supervisor.cli import render
 
@@ -144,7 +166,7 @@ def _look(
             "check": render.check,
         }[name]
         for line in show(found):
-            _line(line)
+            output.line(line)
     failed = name == "check" and found.get("ok") is not True
     return wire.ExitCode.FAILED if failed else wire.ExitCode.DONE
 
@@ -161,7 +183,7 @@ def _events(parameters: Fields, options: Options) -> int:
                 for entry in map(_fields, _list(reply.parameters.get("entries"))):
                     flat = {**_fields(entry.get("fields")), **entry}
                     flat.pop("fields", None)
-                    _line(_json(flat) if options.json else log_event(entry))
+                    output.line(_json(flat) if options.json else log_event(entry))
     except KeyboardInterrupt:
         return wire.ExitCode.DONE
     return wire.ExitCode.DONE
@@ -189,7 +211,9 @@ def _parsed(message: bytes) -> wire.Reply:
         return reply
     told = reply.parameters
     detail = str(told.get("detail") or "")
-    if reply.error in {f"{wire.INTERFACE}.Interrupted", f"{wire.INTERFACE}.InternalError"}:
+    if reply.error == f"{wire.INTERFACE}.Interrupted":
+        raise SupervisorEndsError(detail)
+    if reply.error in {f"{wire.INTERFACE}.GaveWay", f"{wire.INTERFACE}.InternalError"}:
         raise WaitEnded(detail)
     if not detail:
         subject = " ".join(str(value) for value in told.values())
@@ -204,15 +228,6 @@ def _nearest(name: str) -> str:
 
     near = get_close_matches(name, COMMANDS, n=1)
     return f"did you mean {near[0]!r}?" if near else "try `nginxctl --help`"
-
-
-def _line(text: str) -> None:
-    """Print one line at once; a reader that went away does not end the waiting."""
-    try:
-        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a TextIO
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _json(value: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # The C module alone: `socket` brings in enum and selectors, and takes longer than all the rest.
 import _socket
+import os
 import time
 
 from supervisor import wire
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _CHUNK = 1 << 16
+_LONGEST_WAIT = 86400.0  # poll(2) counts milliseconds in an int, which ends after 24 days
 
 
 class ClientError(Exception):
@@ -29,6 +31,10 @@ class WaitEnded(ClientError):  # noqa: N818 - says what happened
 
     def __init__(self, cause: str) -> None:
         super().__init__(wire.ExitCode.GAVE_UP, cause)
+
+
+class LostError(WaitEnded):
+    """The connection broke off, and perhaps the supervisor ended."""
 
 
 class Connection:
@@ -51,6 +57,10 @@ class Connection:
         try:
             self._socket.settimeout(self._remaining())
             self._socket.connect(path)
+        except TimeoutError as exc:
+            self._socket.close()
+            cause = f"gave up after {timeout:g} s, before the supervisor was asked for anything"
+            raise ClientError(wire.ExitCode.UNREACHABLE, cause) from exc
         except (OSError, ValueError) as exc:
             self._socket.close()
             raise _unreachable(path, exc) from exc
@@ -81,7 +91,10 @@ class Connection:
         try:
             while (message := self._decoder.next_message()) is None:
                 self._socket.settimeout(self._remaining())
-                data = self._socket.recv(_CHUNK)
+                try:
+                    data = self._socket.recv(_CHUNK)
+                except TimeoutError:
+                    continue  # whether that was the end of the patience is known above
                 if not data:
                     raise self._lost("it was closed")
                 self._decoder.feed(data)
@@ -99,23 +112,49 @@ class Connection:
         remaining = self._deadline - time.monotonic()
         if remaining <= 0:
             raise TimeoutError("timed out")
-        return remaining
+        return min(remaining, _LONGEST_WAIT)
 
     def _gave_up(self) -> WaitEnded:
         return WaitEnded(f"gave up waiting for the supervisor after {self._timeout:g} s")
 
-    def _lost(self, cause: str) -> WaitEnded:
-        return WaitEnded(f"lost the connection to the supervisor at {self._path}: {cause}")
+    def _lost(self, cause: str) -> LostError:
+        return LostError(f"lost the connection to the supervisor at {self._path}: {cause}")
+
+
+def is_gone(path: str) -> bool:
+    """Whether no supervisor listens at `path`; one that only takes no connections is there."""
+    trial = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        trial.settimeout(0)
+        trial.connect(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return True
+    except OSError:
+        return False
+    finally:
+        trial.close()
+    return False
+
+
+def _is_socket(path: str) -> bool:
+    import stat
+
+    try:
+        return stat.S_ISSOCK(os.stat(path).st_mode)
+    except OSError:  # it was one a moment ago
+        return True
 
 
 def _unreachable(path: str, exc: Exception) -> ClientError:
     if isinstance(exc, FileNotFoundError):
         cause = "there is no such socket; start the supervisor, or name its socket with --socket"
+    elif isinstance(exc, ConnectionRefusedError) and not _is_socket(path):
+        cause = "that is no socket; name the supervisor's with --socket"
     elif isinstance(exc, ConnectionRefusedError):
         cause = "nobody listens there; start the supervisor"
     elif isinstance(exc, PermissionError):
         cause = "permission denied; run nginxctl as root or as the supervisor's user"
-    elif isinstance(exc, TimeoutError | BlockingIOError):
+    elif isinstance(exc, BlockingIOError):
         cause = "it does not take connections; see whether its process is stopped or hangs"
     else:
         text = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)

@@ -14,6 +14,10 @@ _NEXT_STEPS = {
     "`nginxctl history --detail` and `nginxctl events`",
     "failed": "a person is needed: see `nginxctl status` and the supervisor's log",
 }
+_TRIES_AGAIN = (
+    "`nginxctl status` tells whether the supervisor tries again by itself; in state `degraded` it "
+    "does not, and a person is needed"
+)
 _HELD = "`nginxctl promote` commits it, `nginxctl rollback` takes it back"
 
 
@@ -60,7 +64,9 @@ class Timeline:
         yield f"nginxctl: {self._name} {verdict}: {text(event.get('reason'))}"
         if event.get("detail"):
             yield f"  {text(event['detail'])}"
-        if verdict in _NEXT_STEPS:
+        if verdict == "failed" and self._name in {"start", "restart"}:
+            yield f"  {_TRIES_AGAIN}"
+        elif verdict in _NEXT_STEPS:
             yield f"  {_NEXT_STEPS[verdict]}"
 
 
@@ -149,15 +155,24 @@ def history_in_detail(found: Fields) -> Iterator[str]:
         yield line
         if entry.get("detail"):
             yield f"    {text(entry['detail'])}"
-        phases = {
-            name: spent
+        phases = [
+            (name, spent)
             for name, spent in _fields(entry.get("phases")).items()
             if isinstance(spent, int | float)
-        }
+        ]
         if phases:
-            yield "    " + ", ".join(
-                f"{text(name)} {spent:.3f} s" for name, spent in phases.items()
-            )
+            phases.sort(key=lambda phase: _order(phase[0]))
+            yield "    " + ", ".join(f"{text(name)} {spent:.3f} s" for name, spent in phases)
+
+
+PHASES = (
+    "preflight", "spawning", "canary", "shifting", "soaking", "held", "committing", "rolling_back",
+)  # fmt: skip
+"""In the order in time, which a JSON object does not keep."""
+
+
+def _order(phase: str) -> int:
+    return PHASES.index(phase) if phase in PHASES else len(PHASES)
 
 
 def versions(found: Fields) -> Iterator[str]:

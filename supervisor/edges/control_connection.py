@@ -66,7 +66,7 @@ class Use(Enum):
 
 _GAVE_WAY = {
     Use.LOOKS: ("Busy", "and this one gave way; ask again"),
-    Use.WAITS: ("Interrupted", "and this one, which only waited, gave way"),
+    Use.WAITS: ("GaveWay", "and this one, which only waited, gave way"),
 }
 
 

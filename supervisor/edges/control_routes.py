@@ -200,7 +200,7 @@ async def _operate(
         told = {**refused, "reason": refusal.reason, "detail": refusal.detail}
         await exchange.reply({"progress": told})
         return
-    detail = "the supervisor ends before the operation does; ask for `status` when it is back"
+    detail = "the supervisor ends before the operation does"
     raise CallError(f"{wire.INTERFACE}.Interrupted", {"detail": detail})
 
 

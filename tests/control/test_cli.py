@@ -9,15 +9,21 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
-from supervisor.cli.arguments import COMMANDS, duration
+from supervisor.cli.arguments import COMMANDS, LONGEST, duration
+from supervisor.cli.render import PHASES
 from supervisor.core import commands
+from supervisor.core import duration as core_duration
 from supervisor.core.errors import Refusal
+from supervisor.core.model import UPGRADING
 from supervisor.edges.control_routes import ROUTES
 from tests.control.fake_backend import STATUS, FakeBackend, log_event, progress, verdict
 
@@ -233,7 +239,59 @@ async def test_a_lost_connection_is_no_failure(control: str, backend: FakeBacken
     result = await nginxctl("--socket", control, "rollback")
     assert result.code == 6
     assert "the supervisor ends before" in result.err
-    assert "the rollback goes on" in result.err
+    assert "the next supervisor finishes it or rolls it back" in result.err
+    assert "goes on" not in result.err
+
+
+@asynccontextmanager
+async def breaking_off(path: str, answer: bytes) -> AsyncIterator[None]:
+    """A service that answers each call with `answer` and closes the connection."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+
+        async def break_off(stream: trio.SocketStream) -> None:
+            async with stream:
+                if await stream.receive_some():
+                    await stream.send_all(answer)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, break_off, [listener])
+            yield
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["upgrade"], "the next supervisor finishes it or rolls it back"),
+        (["reload"], "start the supervisor, then see `nginxctl status`"),
+    ],
+)
+async def test_a_supervisor_that_died_is_told_from_one_that_goes_on(
+    folder: Path, words: list[str], told: str
+) -> None:
+    async with breaking_off(str(folder / "a"), b""):
+        lives = await nginxctl("--socket", str(folder / "a"), *words)
+    dead = await died(str(folder / "b"), *words)
+    assert (lives.code, dead.code) == (6, 6)
+    assert f"the {words[0]} goes on: `nginxctl status` shows it" in lives.err
+    assert "the supervisor is gone" in dead.err
+    assert told in dead.err
+    assert "goes on" not in dead.err
+
+
+async def died(path: str, *words: str) -> Result:
+    """What nginxctl says when the supervisor dies in the middle of a call."""
+    script = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen();"
+        "print(flush=True); s.accept()[0].recv(1)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, path], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        return await nginxctl("--socket", path, *words)
 
 
 @pytest.mark.parametrize(
@@ -243,20 +301,8 @@ async def test_a_lost_connection_is_no_failure(control: str, backend: FakeBacken
 @pytest.mark.parametrize("words", [["upgrade"], ["--json", "status"], ["status"]])
 async def test_a_service_that_breaks_off(folder: Path, answer: bytes, words: list[str]) -> None:
     path = str(folder / "s")
-
-    async def break_off(stream: trio.SocketStream) -> None:
-        async with stream:
-            await stream.receive_some()
-            await stream.send_all(answer)
-
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(path)
-        listening.listen()
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.serve_listeners, break_off, [listener])
-            result = await nginxctl("--socket", path, *words)
-            nursery.cancel_scope.cancel()
+    async with breaking_off(path, answer):
+        result = await nginxctl("--socket", path, *words)
     assert result.code == 6
     assert "Traceback" not in result.err
 
@@ -266,8 +312,9 @@ async def test_a_service_that_breaks_off(folder: Path, answer: bytes, words: lis
     ("kind", "text"),
     [
         ("missing", "there is no such socket; start the supervisor"),
-        ("stale", "nobody listens there"),
-        ("file", "nobody listens there"),
+        ("stale", "nobody listens there; start the supervisor"),
+        ("file", "that is no socket"),
+        ("folder", "that is no socket; name the supervisor's with --socket"),
         ("too long", "name the supervisor's socket with --socket"),
     ],
 )
@@ -280,6 +327,8 @@ async def test_a_supervisor_that_cannot_be_reached(
             dead.bind(str(path))
     elif kind == "file":
         path.write_text("")
+    elif kind == "folder":
+        path.mkdir()
     result = await nginxctl("--socket", str(path), *words)
     assert (result.code, result.out) == (5, "")
     assert f"cannot reach the supervisor at {str(path)!r}" in result.err
@@ -316,6 +365,10 @@ async def test_not_permitted(folder: Path, backend: FakeBackend, json_form: list
         (["status", "extra"], "unrecognized arguments"),
         (["upgrade", "--canary", "soon"], "'soon' is no duration"),
         (["upgrade", "--soak", "-1s"], "--soak"),
+        (["upgrade", "--canary", "1e300"], "'1e300' is impossible: the longest is a year"),
+        (["upgrade", "--soak", "8761h"], "'8761h' is impossible: the longest is a year"),
+        (["upgrade", "--timeout", "1e12"], "'1e12' is impossible: the longest is a year"),
+        (["upgrade", "--timeout", "0"], "not waiting; use --no-wait"),
         (["drain"], "--now"),
         (["history", "--limit", "0"], "is no count"),
     ],
@@ -429,6 +482,118 @@ async def test_a_reader_that_went_away_does_not_change_the_end(
         assert b"BrokenPipe" not in ended.stderr
 
 
+# --- where the output goes -----------------------------------------------------------------
+
+
+async def under_a_shell(control: str, words: str) -> Result:
+    """nginxctl with the redirections in `words`."""
+    script = f'exec "$@" {words}'
+    with trio.fail_after(PATIENCE):
+        return Result(
+            await trio.run_process(
+                ["sh", "-c", script, "sh", *NGINXCTL, "--socket", control],
+                check=False,
+                capture_stdout=True,
+                capture_stderr=True,
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (
+            "upgrade >/dev/full",
+            6,
+            "No space left on device; the upgrade goes on: `nginxctl status`",
+        ),
+        ("--json upgrade >/dev/full", 6, "the upgrade goes on"),
+        ("upgrade --no-wait >/dev/full", 6, "the upgrade goes on"),
+        ("status >/dev/full", 1, "cannot write to standard output: No space left on device"),
+        ("--json status >/dev/full", 1, "cannot write to standard output: No space left"),
+        ("history >/dev/full", 1, "cannot write to standard output"),
+        ("events >/dev/full", 1, "cannot write to standard output"),
+        ("--help >/dev/full", 1, "cannot write to standard output"),
+        ("status >&-", 2, "cannot write to standard output: it is closed"),
+        ("--json status >&-", 2, "cannot write to standard output: it is closed"),
+        ("upgrade >&-", 2, "cannot write to standard output: it is closed"),
+        ("status 1</dev/null", 1, "cannot write to standard output: Bad file descriptor"),
+    ],
+)
+async def test_an_output_that_takes_nothing(
+    control: str, backend: FakeBackend, words: str, code: int, told: str
+) -> None:
+    result = await under_a_shell(control, words)
+    assert (result.code, result.out) == (code, "")
+    assert told in result.err
+    assert len(result.err.splitlines()) == 1, "no traceback, and nothing from the interpreter's end"
+    assert len(backend.submitted) == (code == 6)
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+async def test_an_error_output_that_takes_nothing(
+    control: str, backend: FakeBackend, redirection: str
+) -> None:
+    backend.events = [verdict("rolled_back", "probe_failed")]
+    result = await under_a_shell(control, f"--json upgrade {redirection}")
+    assert (result.code, result.err) == (4, "")
+    assert result.lines == backend.events, "messages for people do not go where JSON is"
+    missing = await under_a_shell(control, f"--json frobnicate {redirection}")
+    assert (missing.code, missing.out, missing.err) == (2, "", "")
+
+
+async def test_a_verdict_that_cannot_be_written_is_still_the_exit_code(
+    control: str, backend: FakeBackend
+) -> None:
+    backend.events = [verdict("rolled_back", "probe_failed")]
+    result = await under_a_shell(control, "--json upgrade >/dev/full")
+    assert result.code == 4
+    assert "cannot write to standard output" in result.err
+    assert "upgrade rolled_back: probe_failed" in result.err
+
+
+async def test_a_timeout_before_anything_was_asked(control: str, backend: FakeBackend) -> None:
+    result = await nginxctl("--socket", control, "upgrade", "--timeout", "0.000001ms")
+    assert result.code == 5
+    assert "before the supervisor was asked for anything" in result.err
+    assert backend.submitted == []
+
+
+async def test_a_timeout_of_a_year(control: str) -> None:
+    """Longer than what poll(2) takes in one go."""
+    result = await nginxctl("--socket", control, "upgrade", "--timeout", "8760h")
+    assert (result.code, result.err) == (0, "")
+
+
+def test_a_long_wait_is_made_of_shorter_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    from supervisor.cli import connection
+    from supervisor.wire import SUN_PATH_MAX
+
+    monkeypatch.setattr(connection, "_LONGEST_WAIT", 0.01)
+    address = f"\0nginxctl-{os.getpid()}"
+    assert len(address) < SUN_PATH_MAX
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(address)
+        listening.listen()
+        with connection.Connection(address, timeout=PATIENCE) as one:
+            accepted, _ = listening.accept()
+            with accepted:
+                timer = threading.Timer(0.1, accepted.sendall, [b"late\0"])
+                timer.start()
+                assert one.receive() == b"late"
+                timer.join()
+
+
+def test_the_phases_are_shown_in_the_order_of_the_machine() -> None:
+    """And all of them are known: draining comes after the verdict."""
+    assert set(PHASES) == {phase.value for phase in UPGRADING}
+    stored = json.loads(json.dumps(dict.fromkeys(PHASES, 0.1), sort_keys=True))
+    from supervisor.cli.render import history_in_detail
+
+    *_, last = history_in_detail({"entries": [{"phases": stored}]})
+    assert [part.split()[0] for part in last.split(",")] == list(PHASES)
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("250ms", 0.25), ("10s", 10.0), ("5m", 300.0), ("1.5", 1.5), ("0", 0.0), ("1h", 3600.0)],
@@ -437,7 +602,12 @@ def test_durations(text: str, seconds: float) -> None:
     assert duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "s", "h", "-1s", "inf", "nan", "1 s", "1e400", "10sec"])
+def test_the_longest_duration_is_what_the_supervisor_takes() -> None:
+    assert LONGEST == core_duration.LONGEST
+    assert duration("8760h") == LONGEST
+
+
+@pytest.mark.parametrize("text", ["", "s", "h", "-1s", "inf", "nan", "1 s", "10sec"])
 def test_no_durations(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is no duration"):
         duration(text)

@@ -170,7 +170,7 @@ async def test_those_who_wait_give_way_last_and_the_youngest_first(
         await assert_serves(control)
         told = await receive(three)
         assert told is not None
-        assert told.error == f"{wire.INTERFACE}.Interrupted"
+        assert told.error == f"{wire.INTERFACE}.GaveWay"
         assert await receive(three) is None
         assert len(backend.submitted) == 3  # nothing was taken back
         backend.release(verdict("committed"))
