@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from supervisor import snapshot
+from supervisor.advice import advice_on
 from supervisor.core.commands import Command
 from supervisor.core.errors import SupervisorError
 from supervisor.edges.config_file import load_settings
@@ -106,6 +107,10 @@ class Backend:
     async def check(self) -> dict[str, object]:
         """See ControlBackend."""
         findings = [await self._check_own(), await self._check_nginx()]
+        findings += [
+            {"name": "advice", "ok": True, "reason": one.reason, "detail": one.detail}
+            for one in await advice_on(self._world)
+        ]
         return {"ok": all(one["ok"] for one in findings), "findings": findings}
 
     async def _check_own(self) -> dict[str, object]:

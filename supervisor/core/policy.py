@@ -128,6 +128,7 @@ class Judge:
         self._heard: dict[str, Outcome] = {}  # the last outcome that counts, by probe
         self._workers: frozenset[int] = frozenset()
         self._answered: set[int] = set()
+        self._failing: dict[int, str] = {}  # workers and what they answered last, where not well
         self._traceable = False  # some answer could be traced to a worker
         self._ended: list[_Ended] = []
         self._unexpected: list[float] = []
@@ -148,6 +149,8 @@ class Judge:
         passed = seen.outcome is Outcome.PASS
         if passed and seen.worker_pid is not None:
             self._answered.add(seen.worker_pid)
+        elif seen.worker_pid is not None:
+            self._failing[seen.worker_pid] = seen.detail
         criterion = self._judging.get(seen.probe)
         if criterion is None:
             return
@@ -250,7 +253,11 @@ class Judge:
         if self._ended:
             lacking.append(f"the end of worker {self._ended[0].pid} is not understood yet")
         if self._traceable and self.missing_workers:
-            lacking.append("{} of {} workers have answered".format(*self.covered))
+            lacking.append("{} of {} workers have answered well".format(*self.covered))
+            lacking += [
+                f"worker {pid} did not: {self._failing[pid]}"
+                for pid in sorted(self.missing_workers & self._failing.keys())
+            ]
         return lacking
 
     def _understand_ends(self, at: float) -> None:

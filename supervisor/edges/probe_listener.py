@@ -47,6 +47,12 @@ class Sharing(Enum):
     NOBODY = "nobody"  # a refused connection is then the candidate's own doing
 
 
+def blocks_of(dump: str) -> tuple[ServerBlock, ...]:
+    """The server blocks in what `nginx -T` told this user."""
+    port = DEFAULT_PORT if os.geteuid() == 0 else UNPRIVILEGED_PORT
+    return server_blocks(dump, implied_port=port)
+
+
 class ProbeListener:
     """Writes the included file, knows who includes it and who listens. Holds nothing open."""
 
@@ -59,8 +65,7 @@ class ProbeListener:
 
     def learn(self, dump: str) -> None:
         """Take in the configuration that the candidate will read, as `nginx -T` tells it."""
-        port = DEFAULT_PORT if os.geteuid() == 0 else UNPRIVILEGED_PORT
-        self._blocks = server_blocks(dump, implied_port=port)
+        self._blocks = blocks_of(dump)
 
     def why_not(self, probe: ProbeSettings) -> str | None:
         """Why `probe` is not to be sent to the private port; None: it is."""

@@ -95,9 +95,13 @@ def test_a_candidate_is_healthy_after_rise_passes_and_every_worker() -> None:
     made.observe(seen(PASS, worker=11))
     made.observe(seen(PASS, worker=11))
     assert not made.healthy
-    assert made.lacking == "1 of 2 workers have answered"
+    assert made.lacking == "1 of 2 workers have answered well"
     assert made.missing_workers == {12}
     assert made.covered == (1, 2)
+    made.observe(seen(FAIL, worker=12, detail="status 500"))
+    made.observe(seen(PASS, worker=11))
+    made.observe(seen(PASS, worker=11))
+    assert made.lacking == "1 of 2 workers have answered well; worker 12 did not: status 500"
     made.observe(seen(PASS, worker=12))
     assert made.healthy
     assert made.judged

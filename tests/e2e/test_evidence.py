@@ -194,11 +194,18 @@ def test_answers_on_the_public_address_are_attributed(
         settings: dict[str, Any] = {
             "probe": [probe(one, interval="20ms", **header)],
             "probe_listener": elsewhere(one),
-            "upgrade": {"canary": "3s", "soak": "300ms"},
+            "upgrade": {"canary": "2s", "soak": "300ms"},
         }
         with owned(one, **settings) as nginx:
+            bad = nginx.ctl("upgrade", candidate(newest, "status_500"))
+            assert (bad.code, bad.reason) == (4, "probe_failed"), bad
+            assert bad.last["detail"].startswith("probe health failed 3 times: status 500"), bad
+            assert "soaking" not in bad.last["phases"], bad
+            checks.assert_rolled_back(nginx, oldest, sha256(oldest.path))
+            until_up(nginx)
             good = nginx.ctl("upgrade", newest.path)
             assert (good.code, good.last["judged"]) == (0, True), good
+            assert NOT_OBSERVED not in good.last["detail"]
             checks.assert_settled(nginx, newest, sha256(newest.path))
 
 

@@ -262,12 +262,113 @@ async def test_commands_learn_the_private_address_and_count_only_then() -> None:
         before = {one.probe: one for one in await reports.next(2)}
         assert before["asking"].detail == "exit code 0"
         assert {one.generation for one in before.values()} == {1}
-        prober.aim(Aim(generation=2, address=("127.0.0.1", 18931), exclusive=lambda: True))
+        prober.aim(
+            Aim(
+                generation=2, address=("127.0.0.1", 18931), exclusive=lambda: True,
+                not_asked={"other": "it asks elsewhere"},
+            )
+        )  # fmt: skip
         within = {one.probe: one for one in await reports.next(2)}
         assert within["asking"].detail == "exit code 0: 127.0.0.1:18931"
         assert within["asking"].generation == 2
         assert within["other"].outcome is Outcome.INCONCLUSIVE
         assert within["other"].generation is None
+        assert within["other"].detail == "it asks elsewhere (exit code 0)"
+
+
+async def test_a_probe_that_is_not_asked_there_goes_on_asking_its_own_address() -> None:
+    async with serving(answering(OK)) as port, probing(http(port)) as (prober, reports):
+        prober.aim(
+            Aim(
+                generation=2, address=("127.0.0.1", 1), exclusive=lambda: True, prove=True,
+                owner=lambda _h, _t: 1, cover=frozenset({1, 2}), not_asked={"home": "not its own"},
+            )
+        )  # fmt: skip
+        (seen,) = await reports.next()
+        assert (seen.outcome, seen.detail) == (Outcome.INCONCLUSIVE, "not its own (status 200)")
+        assert (seen.generation, seen.worker_pid) == (None, None)
+        with trio.move_on_after(0.2):
+            await reports.next()
+        assert len(reports.all) == 1
+
+
+async def test_each_kind_of_probe_proves_itself_at_once() -> None:
+    async with serving(answering(OK)) as port:
+        rare = {"interval": 3600.0, "rise": 4}
+        probes = (
+            http(port, **rare), replace(tcp_probe(port), rise=3),
+            replace(script("true"), rise=2, interval=3600.0),
+        )  # fmt: skip
+        async with probing(*probes) as (prober, reports):
+            prober.aim(Aim(generation=2, prove=True))
+            await reports.next(9)
+            with trio.move_on_after(0.2):
+                await reports.next()
+            by_name = [one.probe for one in reports.all]
+            assert {name: by_name.count(name) for name in by_name} == {
+                "home": 4,
+                "a": 3,
+                "check": 2,
+            }
+
+
+async def test_a_failure_breaks_the_row_and_waits_for_the_interval() -> None:
+    answers = iter([OK, OK, b"x", OK, OK, OK, OK])
+
+    async def handle(stream: trio.SocketStream) -> None:
+        await read_request(stream)
+        await stream.send_all(next(answers))
+
+    async with (
+        serving(handle) as port,
+        probing(http(port, rise=3, interval=0.4)) as (prober, reports),
+    ):
+        prober.aim(Aim(generation=2, prove=True))
+        began = trio.current_time()
+        seen = await reports.next(6)
+        assert trio.current_time() - began > 0.3
+        passed = [one.outcome is Outcome.PASS for one in seen]
+        assert passed == [True, True, False, True, True, True]
+
+
+async def test_who_asks_for_it_is_heard_before_the_interval() -> None:
+    async with serving(answering(OK)) as port:
+        probes = (http(port, interval=3600.0), tcp_probe(port))
+        async with probing(*probes) as (prober, reports):
+            prober.ask(["home"])  # nobody is aimed at yet
+            prober.aim(Aim(generation=1))
+            await reports.next(2)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            prober.ask(["home", "unheard of"])
+            (seen,) = await reports.next()
+            assert seen.probe == "home"
+            with trio.move_on_after(0.1):
+                await reports.next()
+            assert len(reports.all) == 3
+
+
+async def test_in_public_an_answer_of_nobody_known_is_asked_for_again() -> None:
+    found = iter([None, None, 1, *[None] * 1000])
+
+    def owner(_here: object, _there: object) -> int | None:
+        return next(found)
+
+    async with (
+        serving(answering(OK)) as port,
+        probing(http(port, interval=3600.0)) as (prober, reports),
+    ):
+        prober.aim(Aim(generation=2, owner=owner, cover=frozenset({1}), sole=False))
+        (seen,) = await reports.next()
+        assert seen.worker_pid == 1
+        with trio.move_on_after(0.1):
+            await reports.next()
+        assert len(reports.all) == 1  # every worker has answered
+        prober.aim(Aim(generation=2, owner=owner, cover=frozenset({1}), sole=False))
+        await reports.next(17)  # bounded: it may never be reached
+        with trio.move_on_after(0.2):
+            await reports.next()
+        assert len(reports.all) == 18
+        assert {one.outcome for one in reports.all[1:]} == {Outcome.INCONCLUSIVE}
 
 
 async def test_details_are_short_and_printable() -> None:
