@@ -37,31 +37,79 @@ def exit_of_active(state: State) -> MasterExited | None:
     return next((one for one in state.exits if one.generation == state.active), None)
 
 
-def refuse(reason: str, text: str) -> Cell:
-    """A cell that refuses a command with a fixed reason."""
+def refuse(reason: str, text: str | Callable[[State], str]) -> Cell:
+    """A cell that refuses a command with a fixed reason; `text` may depend on the state."""
 
     def refuse(state: State, event: Event) -> Step:
         request = narrow(event, Requested).request
-        return state, (Refuse(request=request, reason=reason, detail=text.format(s=state)),)
+        detail = text if isinstance(text, str) else text(state)
+        return state, (Refuse(request=request, reason=reason, detail=detail),)
 
     refuse.__doc__ = f"Refused: `{reason}`."
     return refuse
 
 
+_UNDERWAY = {
+    Phase.HELD: "is held until someone decides",
+    Phase.COMMITTING: "is being committed",
+    Phase.ROLLING_BACK: "is being rolled back",
+}
+_DECIDE = "nginxctl promote commits it, nginxctl rollback takes it back"
+
+
 def upgrade_text(state: State) -> str:
     """The upgrade that runs, in words."""
     assert state.upgrade is not None
-    return f"upgrade {state.upgrade.id} is in {state.phase.value}"
+    where = _UNDERWAY.get(state.phase)
+    if where is None:
+        where = f"is in {state.phase.value}"
+        if state.upgrade.hold:
+            where += " and will be held until someone decides"
+    return f"upgrade {state.upgrade.id} {where}"
 
 
-def refuse_busy(state: State, event: Event) -> Step:
-    """Refused: `upgrade_in_progress`."""
-    detail = (
-        f"cannot do this now: {upgrade_text(state)}; wait for its verdict (nginxctl status), "
-        "or end it with nginxctl rollback"
-    )
-    request = narrow(event, Requested).request
-    return state, (Refuse(request=request, reason="upgrade_in_progress", detail=detail),)
+def busy_text(state: State) -> str:
+    """Why nothing else may begin, and what ends that: a verdict comes by itself, unless held."""
+    assert state.upgrade is not None
+    now = f"cannot do this now: {upgrade_text(state)}"
+    if state.phase in (Phase.COMMITTING, Phase.ROLLING_BACK):
+        return f"{now}; wait for its verdict (nginxctl status)"
+    if state.phase is Phase.HELD or state.upgrade.hold:
+        return f"{now}; {_DECIDE}"
+    return f"{now}; wait for its verdict (nginxctl status), or end it with nginxctl rollback"
+
+
+def down_text(state: State) -> str:
+    """Why nginx does not run, and what starts it."""
+    why = f"{state.reason}: {state.detail}" if state.detail else state.reason
+    match state.phase:
+        case Phase.BACKOFF:
+            text = f"nginx is down ({why}) and will be started again; nginxctl start does that now"
+        case Phase.DEGRADED:
+            text = f"the supervisor has given up on nginx ({why}); mend that, then nginxctl start"
+        case _:
+            stopped = f"nginx is stopped ({why})" if state.detail else "nginx is stopped"
+            text = f"{stopped}; nginxctl start starts it"
+    return f"cannot do this: {text}"
+
+
+def running_text(state: State) -> str:
+    """Why there is nothing to start."""
+    if state.upgrade is not None:
+        return f"cannot start: nginx runs already, and {upgrade_text(state)}"
+    return "cannot start: nginx runs already"
+
+
+def undrained_text(state: State) -> str:
+    """Why there is no old generation that could be ended."""
+    if state.upgrade is not None:
+        text = f"cannot drain: {upgrade_text(state)}, and the old generation stays until then"
+        decided = state.phase in (Phase.SOAKING, Phase.HELD)
+        return f"{text}; {_DECIDE}" if decided else text
+    if state.retiring:
+        word = state.phase.value
+        return f"cannot drain: nginx is {word}; once it serves, nginxctl drain --now ends the rest"
+    return "cannot drain: no old generation is left"
 
 
 def attach(state: State, event: Event) -> Step:
@@ -105,10 +153,17 @@ def release_waiting(state: State) -> Step:
     return replace(state, waiting=(), reloading=True), (ReloadActive(first[0]), *more)
 
 
+_DROPPED = {
+    "not_running": "nginx ended first",
+    "stopping": "nginx is being stopped",
+    "degraded": "the upgrade that it waited for has failed; see nginxctl status",
+}
+
+
 def drop_waiting(state: State, reason: str) -> Step:
     """Reloads that waited have nothing to reload any more."""
     refusals = tuple(
-        Refuse(request=request, reason=reason, detail=f"cannot reload: nginx is {reason}")
+        Refuse(request=request, reason=reason, detail=f"cannot reload: {_DROPPED[reason]}")
         for request, _ in state.waiting
     )
     return replace(state, waiting=()), refusals

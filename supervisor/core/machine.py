@@ -33,12 +33,15 @@ from supervisor.core.cell import (
     Cell,
     Step,
     attach,
+    busy_text,
+    down_text,
     note_exit,
     refuse,
-    refuse_busy,
     reopen,
     rules_changed,
+    running_text,
     stay,
+    undrained_text,
 )
 from supervisor.core.events import (
     CandidateHealthy,
@@ -173,16 +176,17 @@ def step(state: State, event: Event) -> Step:
 
 # --- the table -----------------------------------------------------------------------------
 
-_not_running = refuse("not_running", "cannot do this: nginx is {s.phase.value}; nginxctl start")
-_not_ready = refuse("starting", "cannot do this: nginx is {s.phase.value}; try again shortly")
+_not_running = refuse("not_running", down_text)
+_not_ready = refuse("starting", "cannot do this: nginx is starting; try again shortly")
 _draining = refuse(
     "previous_generation_draining",
     "cannot do this: connections of the previous generation are still open, and nginx ignores "
     "USR2 until they end; wait (nginxctl status), or nginxctl drain --now",
 )
-_nothing_draining = refuse("nothing_draining", "cannot drain: no old generation is left")
+_nothing_draining = refuse("nothing_draining", undrained_text)
 _not_held = refuse("not_held", "cannot promote: no upgrade is held or soaking")
-_already = refuse("already_running", "cannot start: nginx is {s.phase.value}")
+_already = refuse("already_running", running_text)
+_busy = refuse("upgrade_in_progress", busy_text)
 _committing = refuse(
     "upgrade_committing", "cannot roll back: the upgrade is being committed at this moment"
 )
@@ -214,8 +218,8 @@ _AT_REST: dict[Column, Cell] = {
 
 _IN_UPGRADE: dict[Column, Cell] = {
     **_EVERYWHERE,
-    C.UPGRADE: refuse_busy,
-    C.RESTART: refuse_busy,
+    C.UPGRADE: _busy,
+    C.RESTART: _busy,
     C.START: _already,
     C.DRAIN: _nothing_draining,
     C.RELOAD: reload_later,

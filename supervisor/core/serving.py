@@ -285,8 +285,7 @@ def reload_later(state: State, event: Event) -> Step:
     assert isinstance(asked.command, commands.Reload)
     if state.upgrade.hold and state.phase not in (Phase.COMMITTING, Phase.ROLLING_BACK):
         detail = (
-            f"cannot reload: {upgrade_text(state)} and will be held until someone decides; "
-            "nginxctl promote or nginxctl rollback first"
+            f"cannot reload: {upgrade_text(state)}; nginxctl promote or nginxctl rollback first"
         )
         return state, (Refuse(request=asked.request, reason="upgrade_held", detail=detail),)
     return replace(state, waiting=(*state.waiting, (asked.request, asked.command))), ()

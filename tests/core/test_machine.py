@@ -170,7 +170,7 @@ def test_hold_and_promote() -> None:
         asked(commands.Reload(), 8),
         Refuse(
             request=8, reason="upgrade_held",
-            detail="cannot reload: upgrade u1 is in held and will be held until someone decides; "
+            detail="cannot reload: upgrade u1 is held until someone decides; "
             "nginxctl promote or nginxctl rollback first",
         ),
     )  # fmt: skip
@@ -258,7 +258,7 @@ def test_nginx_dies_in_preflight() -> None:
             verdict=Verdict.REFUSED, reason="active_exited",
             detail="cannot upgrade: master of g1",
         ),
-        Refuse(request=8, reason="not_running", detail="cannot reload: nginx is not_running"),
+        Refuse(request=8, reason="not_running", detail="cannot reload: nginx ended first"),
         ReportIncident(reason="master_exited", detail="master of g1"),
         NOTHING, Run(operation=Operation.START),
         phase=Phase.STARTING, upgrade=None, active=None, reason="master_exited",

@@ -155,7 +155,7 @@ def test_the_generation_that_was_brought_back_dies_before_that_is_heard(
     story.tell(
         Succeeded(generation=succeeded),
         Pronounce(verdict=Verdict.ROLLED_BACK, reason="probe_failed", detail="home"),
-        Refuse(request=8, reason="not_running", detail="cannot reload: nginx is not_running"),
+        Refuse(request=8, reason="not_running", detail="cannot reload: nginx ended first"),
         ReportIncident(reason="master_exited", detail=gone.detail),
         NOTHING, Run(operation=Operation.START),
         phase=Phase.STARTING, active=None, candidate=None, upgrade=None, exits=(), waiting=(),
@@ -174,7 +174,10 @@ def test_a_rollback_that_fails() -> None:
             verdict=Verdict.FAILED, reason="rollback_failed",
             detail="no worker came back (rolled back because: home)",
         ),
-        Refuse(request=8, reason="degraded", detail="cannot reload: nginx is degraded"),
+        Refuse(
+            request=8, reason="degraded",
+            detail="cannot reload: the upgrade that it waited for has failed; see nginxctl status",
+        ),
         phase=Phase.DEGRADED, upgrade=None, candidate=None, reason="rollback_failed",
         detail="no worker came back", waiting=(),
     )  # fmt: skip
@@ -220,7 +223,7 @@ def test_the_candidate_dies_after_the_last_look() -> None:
     story.tell(asked(waits, 8), waiting=((8, waits),))
     story.tell(
         Succeeded(at=100.0), HEALTHY, Retire(generation=1),
-        Refuse(request=8, reason="not_running", detail="cannot reload: nginx is not_running"),
+        Refuse(request=8, reason="not_running", detail="cannot reload: nginx ended first"),
         ReportIncident(reason="candidate_exited_in_drain", detail="master of g2"),
         NOTHING, Run(operation=Operation.RESCUE),
         phase=Phase.STARTING, active=None, candidate=None, upgrade=None, waiting=(),

@@ -19,6 +19,7 @@ from supervisor.core.actions import (
     Run,
     Settle,
 )
+from supervisor.core.cell import busy_text, running_text, undrained_text
 from supervisor.core.events import (
     Event,
     Failed,
@@ -39,26 +40,24 @@ EVERY_PHASE = of(*UNDERWAY)
 def test_a_second_upgrade_and_a_restart_are_refused(
     state: State, command: commands.Command
 ) -> None:
-    detail = (
-        f"cannot do this now: upgrade u1 is in {state.phase.value}; wait for its verdict "
-        "(nginxctl status), or end it with nginxctl rollback"
-    )
     Story(state).tell(
         asked(command, upgrade_id="u2"),
-        Refuse(request=7, reason="upgrade_in_progress", detail=detail),
+        Refuse(request=7, reason="upgrade_in_progress", detail=busy_text(state)),
     )
 
 
 @pytest.mark.parametrize("state", EVERY_PHASE)
 def test_the_small_commands(state: State) -> None:
     story = Story(state)
-    running = f"cannot start: nginx is {state.phase.value}"
-    story.tell(asked(commands.Start()), Refuse(request=7, reason="already_running", detail=running))
+    story.tell(
+        asked(commands.Start()),
+        Refuse(request=7, reason="already_running", detail=running_text(state)),
+    )
     story.tell(asked(commands.Reopen()), ReopenLogs(7))
     if state.phase is not Phase.ROLLING_BACK:
-        none = "cannot drain: no old generation is left"
         story.tell(
-            asked(commands.Drain()), Refuse(request=7, reason="nothing_draining", detail=none)
+            asked(commands.Drain()),
+            Refuse(request=7, reason="nothing_draining", detail=undrained_text(state)),
         )
         story.ignores(exited(9))
 
@@ -117,7 +116,7 @@ def test_a_stop_ends_the_upgrade(
     command = None if goal is Goal.EXIT else commands.Stop(now=True)
     story.tell(
         event, *answers,
-        Refuse(request=8, reason="stopping", detail="cannot reload: nginx is stopping"),
+        Refuse(request=8, reason="stopping", detail="cannot reload: nginx is being stopped"),
         NOTHING, Run(operation=Operation.STOP, command=command),
         phase=Phase.STOPPING, goal=goal, reason="stopping", detail="", waiting=(),
     )  # fmt: skip
