@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,46 +15,15 @@ from supervisor.edges.generation import Generation
 from supervisor.edges.journal import History
 from supervisor.edges.runtime_state import KnownMaster, RuntimeState
 from supervisor.operations import facts, recover, reload
+from tests import recording
 from tests.operations.lab import Lab, lab
 from tools.nginx_cache import Build
-
-RECORDER = r"""
-#include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-
-__attribute__((constructor)) static void record(void)
-{
-    char line[512] = {0}, arguments[256] = {0};
-    int in = open("/proc/self/cmdline", O_RDONLY);
-    int out = open(RECORD, O_WRONLY | O_APPEND | O_CREAT, 0644);
-    ssize_t size = read(in, arguments, sizeof arguments - 1);
-    for (ssize_t i = 0; i + 1 < size; i++)
-        if (!arguments[i])
-            arguments[i] = ' ';
-    const char *seen = getenv("SEEN"), *secret = getenv("UNNAMED");
-    snprintf(line, sizeof line, "%s SEEN=%s UNNAMED=%s\n", arguments, seen ? seen : "-",
-             secret ? secret : "-");
-    (void)!write(out, line, strlen(line));
-    close(in);
-    close(out);
-}
-"""
 
 
 @pytest.fixture(scope="module")
 def recorder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A library that notes who runs with it, and where it does."""
-    folder = tmp_path_factory.mktemp("recorder")
-    source, library, record = folder / "r.c", folder / "recorder.so", folder / "record"
-    source.write_text(RECORDER)
-    subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-Werror", f'-DRECORD="{record}"', source, "-o", library],
-        check=True,
-    )
-    return library, record
+    return recording.build(tmp_path_factory.mktemp("recorder"))
 
 
 def _runs(made: Lab, record: Path) -> list[str]:

@@ -59,6 +59,7 @@ class Supervised:
         self.site, self.cradle = site, cradle
         self.settings = settings
         self.environment: dict[str, str] = {}  # more of it, for the supervisor
+        self.program: list[str | Path] = [COMMANDS / "nginx-supervisor"]
         self.pid = 0
         self._ears = ears
 
@@ -81,7 +82,7 @@ class Supervised:
         write(self.toml, self.settings)
         self._ears.forget()
         env = {**os.environ, "NOTIFY_SOCKET": str(self._ears.path), **self.environment}
-        command: list[str | Path] = [COMMANDS / "nginx-supervisor", "run", "--config", self.toml]
+        command = [*self.program, "run", "--config", self.toml]
         self.pid = self.cradle.run(command, env=env, output=self.log_path)
         return self.pid
 
