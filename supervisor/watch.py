@@ -12,7 +12,7 @@ import trio
 
 from supervisor.core.events import Event, MasterExited
 from supervisor.core.policy import SETTLE
-from supervisor.edges import procfs
+from supervisor.edges import procfs, sockets
 from supervisor.edges.capture import PIECE, Capture
 from supervisor.edges.generation import Generation
 from supervisor.edges.linux import ExitStatus
@@ -123,7 +123,7 @@ async def watch(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(master)
         nursery.start_soon(_tell_output, world, generation)
-        stopped = False
+        stopped = quitting = False
         while not (generation.exit is not None and generation.gone):
             brood = generation.look()
             draining |= brood.draining
@@ -140,10 +140,34 @@ async def watch(
                     at=trio.current_time(),
                 )
             )  # fmt: skip
+            if not quitting and _is_told_to_quit(generation, brood):
+                quitting = True
+                post(
+                    MasterExited(
+                        generation=generation.id, orderly=True, at=trio.current_time(),
+                        detail=f"master {generation.master.pid} of g{generation.id} was told to "
+                        "quit by somebody else: it closes its listeners and waits for connections",
+                        started=trio.current_time() - generation.master.age,
+                    )
+                )  # fmt: skip
             generation.changed = trio.Event()
             with trio.move_on_after(CENSUS):
                 await generation.changed.wait()
         nursery.cancel_scope.cancel()
+
+
+def _is_told_to_quit(generation: Generation, brood: procfs.Brood) -> bool:
+    """By somebody else: its workers leave, and it listens no more (as after WINCH it still does).
+
+    It may go on so for hours, while connections are refused; nothing but TERM can be told to it
+    (ngx_process_cycle.c: `continue` before anything else is handled).
+    """
+    if generation.told_to_stop or not generation.ready or not generation.alive:
+        return False
+    if brood.accepting or brood.starting or not brood.draining:
+        return False
+    held = sockets.held_by(generation.master.pid)
+    return held is not None and not held.counts
 
 
 def _tell_stopped(world: World, generation: Generation, *, stopped: bool) -> None:

@@ -379,3 +379,47 @@ def test_two_supervisors_and_a_pid_file_that_moves(
         one.config.write_text(text)
         checks.assert_settled(nginx, oldest, sha256(oldest.path))
         checks.assert_settled(other, oldest, sha256(oldest.path))
+
+
+# --- somebody else acts ----------------------------------------------------------------------
+
+
+def test_somebody_else_upgrades_nginx(oldest: Build, newest: Build) -> None:
+    """As a package's own script does: USR2, then QUIT to the old master."""
+    with site.make(oldest) as one, supervised.running(one) as nginx:
+        with Load(one.plan(**LIGHT)) as load:
+            put(newest.path, one.binary)
+            (old,) = nginx.masters()
+            os.kill(old.pid, signal.SIGUSR2)
+            until("two generations", lambda: len(nginx.nginx()) == 6)
+            new = nginx.masters()[-1].pid
+            os.kill(old.pid, signal.SIGQUIT)
+            until("the old one's end", lambda: [one.pid for one in nginx.masters()] == [new])
+            checks.assert_settled(nginx, newest, sha256(newest.path))
+            report = load.stop()
+        assert report.failures == 0, report
+        assert nginx.ctl("rollback").code == 0
+        checks.assert_settled(nginx, oldest, sha256(oldest.path))
+
+
+@pytest.mark.parametrize("wanted", ["restart", "stop"])
+def test_somebody_else_quits_nginx_while_a_connection_is_open(oldest: Build, wanted: str) -> None:
+    """It would refuse connections until the last one has ended."""
+    settings = {"nginx": {"on_foreign_stop": wanted}}
+    with site.make(oldest) as one, supervised.running(one, settings) as nginx:
+        (old,) = nginx.masters()
+        with Load(one.plan(**DRAINING)) as load:
+            os.kill(old.pid, signal.SIGQUIT)
+            if wanted == "restart":
+                until("another master", lambda: len(nginx.masters()) == 2)
+                checks.assert_serves(nginx, oldest)
+                assert nginx.status()["state"] == "draining"
+            else:
+                nginx.until_state("stopped")
+            assert load.stop().failures == 0
+        if wanted == "restart":
+            checks.assert_settled(nginx, oldest, sha256(oldest.path))
+        else:
+            until("its end", lambda: nginx.nginx() == [])
+            assert nginx.ctl("start").code == 0
+            checks.assert_settled(nginx, oldest, sha256(oldest.path))

@@ -151,7 +151,7 @@ TABLE = (
           act="stop_candidate_as_the_soak_ends", reason="candidate_stopped"),
     Fault(fault="master stopped", phase="held", act="stop_candidate", reason="candidate_stopped"),
     Fault(fault="workers fatal", phase="spawning", kind="workers_fatal",
-          reason="worker_fatal"),
+          reason=("worker_fatal", "no_workers")),
     Fault(fault="workers crash in a loop", phase="spawning", kind="workers_crash",
           knobs={"delay_ms": 0}, reason="worker_died"),
     Fault(fault="workers crash in a loop", phase="canary", kind="workers_crash",

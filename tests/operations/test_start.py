@@ -67,14 +67,17 @@ async def test_a_crash_start_when_nothing_is_left(oldest: Build) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "reason"),
+    ("kind", "reasons"),
     [
-        ("exit_at_once", "start_failed"),
-        ("workers_fatal", "worker_fatal"),
-        ("hang", "start_timeout"),
+        ("exit_at_once", {"start_failed"}),
+        # Or they were gone before anybody saw them: of a fork there is no event.
+        ("workers_fatal", {"worker_fatal", "no_workers"}),
+        ("hang", {"start_timeout"}),
     ],
 )
-async def test_a_start_that_fails_leaves_nothing(oldest: Build, kind: str, reason: str) -> None:
+async def test_a_start_that_fails_leaves_nothing(
+    oldest: Build, kind: str, reasons: set[str]
+) -> None:
     async with lab(oldest) as made:
         made.binary.unlink()
         made.binary.write_bytes(candidate(oldest, kind, always=1).read_bytes())
@@ -83,7 +86,7 @@ async def test_a_start_that_fails_leaves_nothing(oldest: Build, kind: str, reaso
         files = _open_files()
         with pytest.raises(OperationFailed) as caught:
             await made.start()
-        assert caught.value.reason == reason
+        assert caught.value.reason in reasons
         assert made.processes() == []
         assert _open_files() == files
         assert _zombies() == []
