@@ -34,8 +34,8 @@ _CANDIDATES_OWN = (Sharing.EXCLUSIVE, Sharing.NOBODY)
 
 GRACE = 0.25
 """Seconds beyond the longest timeout after which a silent probe is not waited for."""
-FRESH = 2.0
-"""Seconds for which an answer says how a probe stands before an upgrade."""
+BASELINE_LOOKS = 2
+"""How often a probe is asked before an upgrade until it passes."""
 
 
 class Evidence:
@@ -139,13 +139,14 @@ class Evidence:
     async def baseline(self) -> None:
         """Remember which probes pass before the upgrade: only those can condemn the candidate.
 
-        One whose last answer was no pass, or is old, is asked once more, and given its timeout.
+        Each is asked once more for that, and one that does not pass then a second time; one that
+        is down is not waited for. A silent one is given its timeout.
         """
         self.not_observed = ""
-        began = trio.current_time()
-        asked = {name for name in self._probes if self._needs_another_look(name, began)}
-        self._prober.ask(asked)
-        await self._hear(asked, lambda: {n for n in asked if self._heard_at.get(n, 0.0) <= began})
+        asked = {name for name, one in self._health.items() if one.state is not HealthState.DOWN}
+        for _ in range(BASELINE_LOOKS):
+            await self._ask_now(asked)
+            asked = {name for name in self._known(asked) if not self._passes(name)}
         self._up_before = frozenset(name for name in self._probes if self._passes(name))
         for name in self._probes.keys() - self._up_before:
             self._world.log.warning(
@@ -153,19 +154,24 @@ class Evidence:
                 detail=f"it does not pass before the upgrade: {self._detail[name] or 'no answer'}",
             )  # fmt: skip
 
-    def _needs_another_look(self, name: str, now: float) -> bool:
-        health = self._health[name]
-        if health.state is HealthState.DOWN:
-            return False
-        return not self._passes(name) or now - self._heard_at.get(name, 0.0) > FRESH
+    async def _ask_now(self, names: set[str]) -> None:
+        began = trio.current_time()
+        self._prober.ask(names)
+        await self._hear(
+            names, lambda: any(self._heard_at.get(one, 0.0) <= began for one in self._known(names))
+        )
+
+    def _known(self, names: set[str]) -> set[str]:
+        """Those of `names` that are still configured."""
+        return names & self._probes.keys()
 
     def _passes(self, name: str) -> bool:
         """Whether it is up, or on the way there, and its last answer was a pass."""
         health = self._health[name]
         return health.passes > 0 and health.state is not HealthState.DOWN
 
-    async def _hear(self, names: Iterable[str], silent: Callable[[], Iterable[str]]) -> None:
-        """Return when none of `silent()` is left, at most after the longest timeout of `names`."""
+    async def _hear(self, names: Iterable[str], silent: Callable[[], bool]) -> None:
+        """Return when `silent()` is over, at most after the longest timeout of `names`."""
         longest = max((self._probes[name].timeout for name in names), default=0.0)
         with trio.move_on_after(longest + GRACE):
             while silent():
@@ -284,7 +290,7 @@ class Evidence:
         if judge is None:
             return
         if judge.unheard:
-            await self._hear(judge.unheard, lambda: () if judge.trigger else judge.unheard)
+            await self._hear(judge.unheard, lambda: bool(judge.unheard) and not judge.trigger)
         found = judge.last_look()
         if found is not None:
             self._progress({"event": "trigger", "reason": found.reason, "detail": found.detail})
@@ -309,6 +315,10 @@ class Evidence:
         if self._judge is not None:
             self._judge.observe(seen)
             self._conclude()
+        self._stir()
+
+    def _stir(self) -> None:
+        """Whoever waits for an answer looks again."""
         self._heard.set()
         self._heard = trio.Event()
 
@@ -342,6 +352,7 @@ class Evidence:
             self._judge.census(brood.accepting, at=sighting.at, starting=len(brood.starting))
             self._see_stopped(sighting)
         self._conclude()
+        self._stir()
 
     def _see_active(self, count: Counted) -> None:
         """Say loudly, once, when the serving generation has nobody who accepts."""

@@ -1,0 +1,365 @@
+"""Evidence with a prober and an nginx of paper, in virtual time: who is asked, and what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import structlog
+import trio
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from supervisor.core.actions import Watch
+from supervisor.core.errors import OperationFailed
+from supervisor.core.events import CandidateHealthy, Event, Triggered
+from supervisor.core.observation import Observation, Outcome
+from supervisor.core.probe_settings import ExecProbe, ProbeSettings, TcpAddress, TcpProbe
+from supervisor.edges.probe_listener import Sharing
+from supervisor.edges.probes import Aim, Prober
+from supervisor.evidence import GRACE, Evidence
+from supervisor.operations.world import World
+from supervisor.watch import Counted
+
+PASS, FAIL, UNSURE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
+HOME = TcpProbe(name="home", address=TcpAddress("127.0.0.1", 80), timeout=3.0)
+OTHER = replace(HOME, name="other", timeout=1.0)
+COMMAND = ExecProbe(name="command", command=("/bin/true",))
+OLD, NEW = 1, 2
+
+
+@dataclass
+class PaperProber:
+    """Remembers what it is told, and answers those that are asked as a test has it."""
+
+    aims: list[Aim | None] = field(default_factory=list)
+    asked: list[set[str]] = field(default_factory=list)
+    answer: Callable[[str], None] = lambda _: None
+
+    def aim(self, aim: Aim) -> None:
+        self.aims.append(aim)
+
+    def pause(self) -> None:
+        self.aims.append(None)
+
+    def ask(self, names: Iterable[str]) -> None:
+        self.asked.append(set(names))
+        for name in sorted(names):
+            self.answer(name)
+
+
+class Scene:
+    """An evidence, and everything around it."""
+
+    def __init__(self, *probes: ProbeSettings) -> None:
+        self.prober = PaperProber()
+        self.posted: list[Event] = []
+        self.told: list[Mapping[str, object]] = []
+        self.why_not: dict[str, str] = {}
+        self.sharing = Sharing.EXCLUSIVE
+        brood = SimpleNamespace(accepting=frozenset({11}), workers=frozenset({11}), starting=())
+        self.candidate = SimpleNamespace(
+            id=NEW, master=SimpleNamespace(pid=9), program=SimpleNamespace(workers=1), ready=True,
+            look=lambda: brood, brood=lambda: brood,
+        )  # fmt: skip
+        self.run = SimpleNamespace(port=18931, judged=False)
+        listener = SimpleNamespace(
+            why_not=lambda probe: self.why_not.get(probe.name),
+            exclusive_to=lambda *_: self.sharing,
+        )
+        self.world = SimpleNamespace(
+            active=SimpleNamespace(id=OLD, master=SimpleNamespace(pid=8)),
+            candidate=self.candidate, run=self.run, listener=listener, generations={},
+            log=structlog.get_logger(),
+        )  # fmt: skip
+        self.evidence = Evidence(
+            cast(World, self.world), probes, cast(Prober, self.prober),
+            post=self.posted.append, progress=self.told.append,
+        )  # fmt: skip
+        self.evidence.aim(Watch.ACTIVE)
+
+    def see(
+        self, outcome: Outcome, *, probe: str = "home", generation: int | None = NEW, times: int = 1
+    ) -> None:
+        for _ in range(times):
+            self.evidence.observe(
+                Observation(
+                    probe=probe, outcome=outcome, detail=f"{outcome.value} of {generation}",
+                    latency=0.0, generation=generation,
+                )
+            )  # fmt: skip
+
+    async def prepare(self, *outcomes: Outcome) -> None:
+        """A baseline at which each probe that is asked answers so, PASS where nothing is left."""
+        left = list(outcomes)
+        async with trio.open_nursery() as nursery:
+            self.prober.answer = lambda name: nursery.start_soon(
+                self._reply, name, left.pop(0) if left else PASS
+            )
+            await self.evidence.baseline()
+
+    async def _reply(self, name: str, outcome: Outcome) -> None:
+        await trio.sleep(0.1)
+        self.see(outcome, probe=name, generation=OLD)
+
+    @property
+    def last_aim(self) -> Aim:
+        aim = self.prober.aims[-1]
+        assert aim is not None
+        return aim
+
+    @property
+    def state(self) -> dict[str, object]:
+        return {str(one["name"]): one["state"] for one in self.evidence.report()}
+
+
+async def failing(evidence: Evidence) -> OperationFailed:
+    with pytest.raises(OperationFailed) as caught:
+        await evidence.last_look()
+    return caught.value
+
+
+# --- the baseline -------------------------------------------------------------------------------
+
+
+async def test_without_probes_nothing_takes_any_time(
+    autojump_clock: MockClock,
+) -> None:
+    scene = Scene()
+    began = trio.current_time()
+    await scene.evidence.baseline()
+    scene.evidence.aim(Watch.CANARY)
+    assert scene.posted == [CandidateHealthy()]
+    scene.evidence.aim(Watch.SOAK)
+    await scene.evidence.last_look()
+    assert trio.current_time() == began
+    assert scene.evidence.not_observed == ""
+
+
+@pytest.mark.parametrize(
+    ("before", "answers", "judges", "rounds"),
+    [
+        ((PASS, PASS), (PASS,), True, 1),
+        ((PASS, PASS), (FAIL,), True, 2),  # once is not enough to be told off
+        ((PASS, PASS), (FAIL, FAIL), False, 2),
+        ((PASS, PASS, FAIL), (PASS,), True, 1),
+        ((PASS, PASS, FAIL, FAIL), (FAIL, FAIL), False, 2),
+        ((), (PASS,), True, 1),
+        ((FAIL, FAIL, FAIL), (), False, 0),
+        ((FAIL, FAIL, FAIL, PASS), (), False, 0),
+    ],
+)
+async def test_only_what_passes_just_before_the_upgrade_judges(
+    autojump_clock: MockClock,
+    before: tuple[Outcome, ...], answers: tuple[Outcome, ...], judges: bool, rounds: int,  # noqa: FBT001
+) -> None:  # fmt: skip
+    scene = Scene(HOME)
+    for outcome in before:
+        scene.see(outcome, generation=OLD)
+    with capture_logs() as logs:
+        await scene.prepare(*answers)
+    assert [one for one in scene.prober.asked if one] == [{"home"}] * rounds
+    cannot = [one["probe"] for one in logs if one["event"] == "probe.cannot_judge"]
+    assert cannot == ([] if judges else ["home"])
+    scene.evidence.aim(Watch.CANARY)
+    scene.see(FAIL, times=3)
+    assert bool([one for one in scene.posted if isinstance(one, Triggered)]) is judges
+
+
+async def test_a_silent_probe_is_given_its_timeout(autojump_clock: MockClock) -> None:
+    scene = Scene(HOME, OTHER)
+    began = trio.current_time()
+    scene.prober.answer = lambda name: (
+        scene.see(PASS, probe=name, generation=OLD) if name == "other" else None
+    )
+    await trio.sleep(0.01)
+    await scene.evidence.baseline()
+    waited = trio.current_time() - began
+    assert waited == pytest.approx(0.01 + 2 * (HOME.timeout + GRACE))
+
+
+# --- the canary ---------------------------------------------------------------------------------
+
+
+async def test_a_probe_of_another_block_neither_condemns_nor_is_waited_for(
+    autojump_clock: MockClock,
+) -> None:
+    scene = Scene(HOME, OTHER)
+    await scene.prepare()
+    scene.why_not = {"other": "another server block"}
+    with capture_logs() as logs:
+        scene.evidence.aim(Watch.CANARY)
+    told = [(one["probe"], one["detail"]) for one in logs if one["event"] == "canary.not_asked"]
+    assert told == [("other", "another server block")]
+    assert scene.last_aim.not_asked == scene.why_not
+    assert scene.last_aim.address == ("127.0.0.1", 18931)
+    scene.see(FAIL, probe="other", times=5)
+    scene.see(PASS, times=2)
+    assert scene.posted == [CandidateHealthy()]
+    scene.evidence.aim(Watch.SOAK)
+    assert scene.evidence.not_observed == ""
+    scene.see(FAIL, probe="other", times=3)
+    assert isinstance(scene.posted[-1], Triggered)
+
+
+async def test_a_canary_in_which_nobody_judged_was_not_observed(
+    autojump_clock: MockClock,
+) -> None:
+    scene = Scene(HOME)
+    await scene.prepare()
+    scene.why_not = {"home": "another server block"}
+    scene.evidence.aim(Watch.CANARY)
+    assert scene.posted == [CandidateHealthy()]
+    with capture_logs() as logs:
+        scene.evidence.aim(Watch.SOAK)
+    assert "canary.not_observed" in [one["event"] for one in logs]
+    assert scene.evidence.not_observed == (
+        "the canary was not observed (probe home: another server block)"
+    )
+    await scene.prepare()
+    assert scene.evidence.not_observed == ""  # of the next upgrade nothing is known yet
+
+
+@pytest.mark.parametrize("answer", [PASS, FAIL, UNSURE])
+async def test_without_a_private_listener_an_answer_counts_and_is_not_waited_for(
+    autojump_clock: MockClock, answer: Outcome
+) -> None:
+    scene = Scene(HOME, COMMAND)
+    await scene.prepare()
+    scene.run.port = None
+    scene.evidence.aim(Watch.CANARY)
+    assert scene.posted == [CandidateHealthy()]
+    assert (scene.last_aim.address, scene.last_aim.sole) == (None, False)
+    assert list(scene.last_aim.not_asked) == ["command"]
+    scene.see(answer, generation=None if answer is UNSURE else NEW, times=3)
+    triggers = [one.reason for one in scene.posted if isinstance(one, Triggered)]
+    assert triggers == (["probe_failed"] if answer is FAIL else [])
+    scene.evidence.aim(Watch.SOAK)
+    assert bool(scene.evidence.not_observed) is (answer is UNSURE)
+    assert scene.run.judged is (answer is not UNSURE)
+
+
+async def test_a_listener_that_is_shared_ends_the_upgrade(
+    autojump_clock: MockClock,
+) -> None:
+    scene = Scene(HOME)
+    await scene.prepare()
+    scene.sharing = Sharing.SHARED
+    scene.evidence.aim(Watch.CANARY)
+    (trigger,) = scene.posted
+    assert isinstance(trigger, Triggered)
+    assert trigger.reason == "probe_listener_shared"
+
+
+# --- the last look ------------------------------------------------------------------------------
+
+
+async def soaking(*probes: ProbeSettings) -> Scene:
+    scene = Scene(*probes)
+    await scene.prepare()
+    scene.evidence.aim(Watch.CANARY)
+    for probe in probes:
+        scene.see(PASS, probe=probe.name, times=2)
+    scene.evidence.aim(Watch.SOAK)
+    return scene
+
+
+async def test_the_last_look_waits_for_probes_that_have_not_answered_yet(
+    autojump_clock: MockClock,
+) -> None:
+    scene = await soaking(HOME, OTHER)
+    scene.see(PASS, probe="other")
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scene.evidence.last_look)
+        await trio.sleep(2)
+        scene.see(PASS)
+    assert trio.current_time() - began == 2
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "reason", "seconds"),
+    [
+        ((FAIL,), "probe_failed", 0.0),
+        ((PASS, FAIL), "probe_failed", 0.0),
+        ((), "soak_inconclusive", HOME.timeout + GRACE),
+    ],
+)
+async def test_the_last_look_is_against_a_commit(
+    autojump_clock: MockClock,
+    outcomes: tuple[Outcome, ...], reason: str, seconds: float,
+) -> None:  # fmt: skip
+    scene = await soaking(HOME)
+    for outcome in outcomes:
+        scene.see(outcome)
+    began = trio.current_time()
+    failure = await failing(scene.evidence)
+    assert failure.reason == reason
+    assert trio.current_time() - began == pytest.approx(seconds)
+    assert scene.told == [{"event": "trigger", "reason": reason, "detail": failure.detail}]
+
+
+async def test_the_last_look_sees_what_happens_while_it_waits(
+    autojump_clock: MockClock,
+) -> None:
+    scene = await soaking(HOME)
+    nobody = SimpleNamespace(accepting=frozenset(), starting=frozenset())
+
+    def count(at: float) -> None:
+        sighting = Counted(generation=NEW, brood=cast(Any, nobody), master_stopped=False, at=at)
+        scene.evidence.see(sighting)
+
+    count(0.0)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect_no_workers, scene.evidence)
+        await trio.sleep(1)
+        count(1.0)
+
+
+async def expect_no_workers(evidence: Evidence) -> None:
+    assert (await failing(evidence)).reason == "no_workers"
+    assert trio.current_time() <= 2
+
+
+async def test_without_a_candidate_there_is_nothing_to_look_at() -> None:
+    await Scene(HOME).evidence.last_look()
+
+
+# --- other settings -----------------------------------------------------------------------------
+
+
+async def test_settings_wait_for_the_running_judge(autojump_clock: MockClock) -> None:
+    scene = Scene(HOME)
+    taken: list[str] = []
+    assert scene.evidence.when_undisturbed(lambda: taken.append("at rest"))
+    await scene.prepare()
+    for watch in (Watch.CANARY, Watch.SOAK):
+        scene.evidence.aim(watch)
+        assert not scene.evidence.when_undisturbed(lambda watch=watch: taken.append(watch.value))
+    assert taken == ["at rest"]
+    scene.evidence.aim(Watch.ACTIVE)
+    assert taken == ["at rest", "soak"]  # the newest settings alone
+    scene.evidence.aim(Watch.ACTIVE)
+    assert taken == ["at rest", "soak"]
+
+
+async def test_a_probe_with_another_meaning_starts_afresh(
+    autojump_clock: MockClock,
+) -> None:
+    scene = Scene(HOME, OTHER)
+    await scene.prepare()
+    for name in ("home", "other"):
+        scene.see(PASS, probe=name, generation=OLD, times=2)
+    assert scene.state == {"home": "up", "other": "up"}
+    changed = replace(HOME, address=TcpAddress("127.0.0.1", 81))
+    scene.evidence.reconfigure((changed, OTHER, COMMAND))
+    assert scene.state == {"home": "unknown", "other": "up", "command": "unknown"}
+    scene.see(PASS, probe="gone")  # of the settings before: heard by nobody
+    scene.evidence.aim(Watch.CANARY)
+    scene.see(FAIL, probe="home", times=3)
+    assert scene.posted == []  # it did not pass before the upgrade, as it is now
+    scene.see(PASS, probe="other", times=2)
+    assert scene.posted == [CandidateHealthy()]
