@@ -59,6 +59,16 @@ def environment(world: World, directives: tuple[str, ...] = ()) -> dict[str, str
     return upgrade_environment(directives, world.settings.nginx.environment)
 
 
+def passed_on(before: tuple[str, ...], now: tuple[str, ...]) -> tuple[str, ...]:
+    """Of the `env` directives `now`, what USR2 has something for after a start with `before`.
+
+    nginx hands on no variable that it was not started with, whatever it has read since
+    (ngx_set_environment looks into the environment of its own start).
+    """
+    had = {directive.partition("=")[0] for directive in before}
+    return tuple(one for one in now if "=" in one or one in had)
+
+
 def settings_argv(world: World) -> tuple[str, ...]:
     """The arguments after the binary, the same for every run of it."""
     return nginx_argv(world.settings.nginx)

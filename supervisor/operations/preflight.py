@@ -23,6 +23,7 @@ from supervisor.operations.facts import (
     Facts,
     environment,
     facts_of,
+    passed_on,
     read_facts,
     settings_argv,
 )
@@ -56,15 +57,17 @@ async def prepare(world: World, command: commands.Command) -> Succeeded:
         note = f"would upgrade from {was} to {plan.build.version}; nothing was changed"
         return Succeeded(nothing_to_do=True, dry_run=True, note=note)
     if world.settings.probes:
-        facts = await _open_probe_listener(world, run, plan)
+        facts = await _open_probe_listener(world, run, plan, active)
     else:  # nobody would ask there
         facts = facts_of(world, plan.build, plan.config)
-    run.program = facts.refresh(
-        Program(
-            version=plan.build.version, sha256=plan.stored.sha256,
-            path=world.settings.nginx.binary, stored=plan.stored.id,
-        )
+    program = Program(
+        version=plan.build.version, sha256=plan.stored.sha256,
+        path=world.settings.nginx.binary, stored=plan.stored.id,
     )  # fmt: skip
+    run.program = replace(
+        facts.refresh(program),
+        environment=passed_on(active.program.environment, facts.config.env),
+    )
     world.lock(run.program.pid_path)
     run.candidate_id = world.generations.reserve()
     return Succeeded(generation=run.candidate_id)
@@ -147,7 +150,9 @@ def _active(world: World, active: Generation) -> Active:
     )
 
 
-async def _open_probe_listener(world: World, run: UpgradeRun, plan: Plan) -> Facts:
+async def _open_probe_listener(
+    world: World, run: UpgradeRun, plan: Plan, active: Generation
+) -> Facts:
     """Write the candidate's private listener and have the candidate's binary test it.
 
     Written last, so that a reload from outside has little time to open it in the old generation
@@ -163,11 +168,9 @@ async def _open_probe_listener(world: World, run: UpgradeRun, plan: Plan) -> Fac
         run.include_written = False
         world.log.warning("probe_listener.unavailable", reason=exc.reason, detail=exc.detail)
         return facts_of(world, plan.build, plan.config)
-    directives = plan.config.env
+    handed_on = environment(world, active.program.environment)
     try:
-        tested, dump = await dump_config(
-            plan.staged.path, settings_argv(world), environment(world, directives)
-        )
+        tested, dump = await dump_config(plan.staged.path, settings_argv(world), handed_on)
     except Refusal as exc:
         raise Refusal(
             "probe_listener_rejected",

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import trio
 
-from supervisor.core.errors import OperationFailed, SupervisorError
+from supervisor.core.errors import OperationFailed, Refusal, SupervisorError
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Program
 from supervisor.edges.pulse import Pulse
-from supervisor.operations.facts import Facts, facts_of_running
+from supervisor.operations.facts import Facts, facts_of_running, passed_on
 from supervisor.operations.world import POLL, World
 
 RELOAD_LIMIT = 30.0
@@ -28,7 +28,7 @@ async def reload(world: World) -> tuple[str, str]:
     """
     active = world.active
     if active is None or not active.alive:
-        raise OperationFailed("not_running", "cannot reload: nginx does not run")
+        raise Refusal("not_running", "cannot reload: nginx does not run")
     facts = await facts_of_running(world, active)
     if facts is not None:
         _accept(world, facts)
@@ -56,7 +56,7 @@ async def reload(world: World) -> tuple[str, str]:
 def _accept(world: World, facts: Facts) -> None:
     """Nothing that nginx would take keeps us from supervising it afterwards; raises otherwise."""
     if not facts.config.master_process:
-        raise OperationFailed(
+        raise Refusal(
             "master_process_off",
             "cannot reload: the configuration says `master_process off`; without a master there "
             "is nothing to supervise",
@@ -73,7 +73,9 @@ def _complete(fresh: frozenset[int], facts: Facts | None, brood: procfs.Brood) -
 
 async def _adopt_facts(world: World, active: Generation, facts: Facts) -> None:
     """What runs now is what is started after a crash, and what a successor finds on record."""
-    active.program = await _keep_modules(world, active, facts)
+    environment = passed_on(active.program.environment, facts.config.env)
+    program = await _keep_modules(world, active, facts)
+    active.program = replace(program, environment=environment)
     world.pid_path = active.program.pid_path
     world.last_program = active.program
     world.remember()
@@ -99,14 +101,19 @@ async def _keep_modules(world: World, active: Generation, facts: Facts) -> Progr
 
 
 def reopen(world: World) -> str:
-    """USR1 to every living master, so that no generation writes on to a rotated file."""
+    """USR1 to every living master, so that no generation writes on to a rotated file.
+
+    Raises Refusal `not_running` where nothing of nginx lives.
+    """
     told = []
     for generation in world.generations:
         if generation.alive and procfs.catches(generation.master.pid, signal.SIGUSR1):
             generation.master.send(signal.SIGUSR1)
             told.append(f"g{generation.id}")
-        elif not generation.alive:
+        elif not generation.alive and not generation.gone:
             # Orphans have no master that would tell them; workers reopen by themselves on USR1.
             generation.signal_workers(signal.SIGUSR1)
             told.append(f"g{generation.id} (workers)")
+    if not told:
+        raise Refusal("not_running", "cannot reopen the logs: no nginx runs; see nginxctl status")
     return f"logs reopened by {', '.join(told)}"

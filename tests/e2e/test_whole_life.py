@@ -100,6 +100,26 @@ def test_every_nginx_has_the_same_environment(oldest: Build, newest: Build, tmp_
         assert len(asked) >= 12, ran
 
 
+def test_a_variable_that_a_reload_names_comes_with_the_next_start(
+    oldest: Build, newest: Build, tmp_path: Path
+) -> None:
+    """nginx cannot hand on what it was not started with: nor has a test before that."""
+    library, record = recording.build(tmp_path)
+    given = {"LD_PRELOAD": str(library), "SEEN": "1"}
+    with (
+        site.make(oldest, Options(main="env LD_PRELOAD;")) as one,
+        supervised.running(one, {"nginx": {"environment": given}}) as nginx,
+    ):
+        one.configure(Options(main="env LD_PRELOAD;\nenv SEEN;"))
+        assert nginx.ctl("reload").code == 0
+        answer = nginx.ctl("upgrade", newest.path)
+        assert answer.code == 0, answer
+        nginx.until_state("running")
+        assert {line.partition(" SEEN=")[2] for line in runs(record, one)} == {"- UNNAMED=-"}
+        crash(nginx)
+        assert {line.partition(" SEEN=")[2] for line in runs(record, one)} == {"1 UNNAMED=-"}
+
+
 # --- pid -----------------------------------------------------------------------------------------
 
 
