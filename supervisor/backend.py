@@ -61,6 +61,7 @@ class Backend:
             restarts=max(0, self._effects.starts - 1),
             last_verdict=self._effects.last_verdict,
             upgrade=self._running_upgrade(),
+            next_start=self._engine.next_start(),
         )
 
     def _running_upgrade(self) -> dict[str, object]:

@@ -2,7 +2,8 @@
 
 One task reads the queue. Everything that takes time runs in child tasks that report back only as
 events, so `status` and a second command are answered while an upgrade runs. A transition within
-an upgrade is on disk (fsynced) before the first of its actions is carried out.
+an upgrade is in the journal before the first of its actions is carried out; which of these records
+are fsynced, so that a power cut cannot take them either, is in docs/adr/0005.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from supervisor.core import actions, commands, events
-from supervisor.core.errors import SupervisorError
+from supervisor.core.errors import Refusal, SupervisorError
 from supervisor.core.machine import step
 from supervisor.core.model import UPGRADING, Phase, State, Timer, Verdict
 
@@ -38,7 +39,11 @@ class Effects(Protocol):
         ...
 
     async def record(self, before: State, after: State) -> None:
-        """Put a transition of an upgrade on disk, fsynced."""
+        """Put a transition of an upgrade in the journal: a successor of this process finds it.
+
+        Fsynced where a power cut must not take it: before the preflight, which changes files, and
+        before the spawning, which sends the first signal. Raises SupervisorError.
+        """
         ...
 
     def begin(self, state: State) -> None:
@@ -54,11 +59,14 @@ class Effects(Protocol):
         ...
 
     async def reload(self) -> tuple[str, str]:
-        """Reload the active generation; reason and detail. Raises SupervisorError."""
+        """Reload the active generation; reason and detail.
+
+        Raises Refusal where nothing was changed, OperationFailed where HUP was sent in vain.
+        """
         ...
 
     def reopen(self) -> str:
-        """Have every living master reopen its logs; what was done."""
+        """Have every living master reopen its logs; what was done. Raises Refusal if none is."""
         ...
 
     async def retire(self, generation: int) -> None:
@@ -130,6 +138,7 @@ class Engine:
         self._operation: trio.CancelScope | None = None
         self._operation_over: trio.Event | None = None
         self._timers: list[trio.CancelScope] = []
+        self._next_start: float | None = None
         self._waiters: dict[int, _Waiter] = {}
         self._for_verdict: list[int] = []
         self._for_settlement: list[int] = []
@@ -185,6 +194,10 @@ class Engine:
         """Seconds of the running upgrade so far, and of the phase that it is in."""
         phase = self._clock() - self._phase_since
         return sum(self.phase_times.values()) + phase, phase
+
+    def next_start(self) -> float | None:
+        """Seconds until nginx is started again, where the supervisor waits for that."""
+        return None if self._next_start is None else max(0.0, self._next_start - self._clock())
 
     # --- the loop ---------------------------------------------------------------------------
 
@@ -266,6 +279,7 @@ class Engine:
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
+        self._next_start = None
         await self._end_operation()
 
     def _account(self, before: State) -> None:
@@ -335,6 +349,8 @@ class Engine:
                     fired = events.TimerFired(timer)
                     self._send.send_nowait(_Posted(fired, phase=self._phase_number))
                     return
+                if timer is Timer.BACKOFF:
+                    self._next_start = self._clock() + seconds
                 scope = trio.CancelScope()
                 self._timers.append(scope)
                 nursery.start_soon(self._wait_timer, timer, seconds, scope, self._phase_number)
@@ -356,6 +372,9 @@ class Engine:
             case actions.Complete(request=request, detail=detail):
                 self._answer(request, "done", "done", detail)
             case actions.Settle(ok=ok, reason=reason, detail=detail):
+                if not ok and self.state.phase is Phase.BACKOFF:
+                    delay = self.state.restarts.last_delay
+                    detail = f"{detail}; the supervisor tries again in {delay:g} s"
                 waiting, self._for_settlement = self._for_settlement, []
                 for request in waiting:
                     self._answer(request, "done" if ok else "failed", reason, detail)
@@ -366,7 +385,10 @@ class Engine:
             case actions.ReloadActive(request):
                 nursery.start_soon(self._reload, request)
             case actions.ReopenLogs(request):
-                self._answer(request, "done", "reopened", self._effects.reopen())
+                try:
+                    self._answer(request, "done", "reopened", self._effects.reopen())
+                except SupervisorError as exc:
+                    await self._refuse(request, exc.reason, exc.detail)
             case actions.Retire(generation=generation):
                 nursery.start_soon(self._retire, generation)
             case actions.HastenDrain():
@@ -411,7 +433,8 @@ class Engine:
         try:
             reason, detail = await self._effects.reload()
         except SupervisorError as exc:
-            self._answer(request, "failed", exc.reason, exc.detail)
+            verdict = "refused" if isinstance(exc, Refusal) else "failed"
+            self._answer(request, verdict, exc.reason, exc.detail)
         except Exception as exc:  # noqa: BLE001 - a bug of ours must not end the supervisor
             self._log.exception("operation.bug", operation="reload")
             self._answer(request, "failed", "internal_error", _fault("reload", exc))
@@ -442,6 +465,8 @@ class Engine:
 
     async def _refuse(self, request: int, reason: str, detail: str) -> None:
         """A refusal of an upgrade is a verdict with an id of its own, in the history too."""
+        if reason == "not_running" and (left := self.next_start()) is not None:
+            detail = f"{detail} (else in {left:.1f} s)"
         waiter = self._waiters.get(request)
         self._log.warning("request.refused", reason=reason, detail=detail)
         if waiter is not None and isinstance(waiter.command, commands.Upgrade | commands.Rollback):
@@ -486,7 +511,9 @@ class Engine:
                 "verdict": verdict,
                 "reason": reason,
                 "detail": detail,
+                **_OF_NO_UPGRADE,
                 "elapsed_s": round(elapsed, 6),
+                "phases": {},
             },
         )
 
@@ -513,6 +540,10 @@ class Engine:
         waiting, self._for_verdict = self._for_verdict, []
         for request in waiting:
             self._finish(request, told)
+
+
+_OF_NO_UPGRADE = dict.fromkeys(("upgrade_id", "from_version", "to_version", "judged"))
+"""Every verdict has all fields of one, so that scripts need not ask which are there."""
 
 
 def _needs_record(action: actions.Action) -> bool:

@@ -26,14 +26,16 @@ def status(
     restarts: int,
     last_verdict: Mapping[str, object] | None,
     upgrade: Mapping[str, object],
+    next_start: float | None,
 ) -> dict[str, object]:
     """The reply of Status: the active generation first, orphans of a dead master as retiring.
 
-    `upgrade` is what the running upgrade has besides its id, phase and candidate.
+    `upgrade` is what the running upgrade has besides its id, phase and candidate; `next_start` is
+    in how many seconds nginx is started again.
     """
     shown = sorted(generations, key=lambda one: (_ORDER[one.role], one.id))
     active = next((one for one in shown if one.role is Role.ACTIVE), None)
-    told, reason, detail = _condition(state, active)
+    told, reason, detail = _condition(state, active, next_start)
     return {
         "state": told,
         "reason": reason,
@@ -64,21 +66,26 @@ def version() -> str:
     return metadata.version("nginx-supervisor")
 
 
-def _condition(state: State, active: Generation | None) -> tuple[str, str | None, str | None]:
+def _condition(
+    state: State, active: Generation | None, next_start: float | None
+) -> tuple[str, str | None, str | None]:
     """State, reason and detail; a master at rest without workers is degraded whoever did that."""
-    if state.phase is Phase.IDLE:
-        if active is not None and not active.brood().accepting:
-            detail = (
-                f"the master {active.master.pid} has no worker that accepts connections; nginxctl "
-                "reload brings them back where the configuration is good"
-            )
-            return "degraded", "no_workers", detail
-        return "running", None, None
-    return public_state(state), _reason(state), state.detail or None
+    at_rest = state.phase in (Phase.IDLE, Phase.DRAINING)
+    if at_rest and active is not None and not active.brood().accepting:
+        detail = (
+            f"the master {active.master.pid} has no worker that accepts connections; nginxctl "
+            "reload brings them back where the configuration is good"
+        )
+        return "degraded", "no_workers", detail
+    detail = state.detail
+    if next_start is not None:
+        again = f"nginx is started again in {next_start:.1f} s (nginxctl start: now)"
+        detail = f"{detail}; {again}" if detail else again
+    return public_state(state), _reason(state), detail or None
 
 
 def _reason(state: State) -> str | None:
-    if state.reason is not None:
+    if state.reason is not None or state.phase is Phase.IDLE:
         return state.reason
     return "previous_generation_draining" if state.phase is Phase.DRAINING else state.phase.value
 

@@ -15,7 +15,6 @@ from supervisor.edges.generation import Role
 from supervisor.edges.journal import History
 from supervisor.operations.world import UpgradeRun, World
 
-_ALL = 10_000
 _INTENDS = ("USR2", "WINCH", "QUIT or HUP")
 """Written with the record of the spawning, on disk before the first of these is sent.
 
@@ -45,7 +44,7 @@ class Verdicts:
         self._history = history
         self._remember_masters = remember_masters
         self._unwritten: list[dict[str, object]] = []  # the disk did not take them yet
-        self.last: dict[str, object] | None = history.last()
+        self.last: dict[str, object] | None = history.last(was_begun)
         world.version_of_upgrade = self._version_of_upgrade
 
     # --- the journal ------------------------------------------------------------------------
@@ -113,7 +112,8 @@ class Verdicts:
 
     async def keep(self, told: dict[str, object]) -> bool:
         """Whether the verdict is in the history now, after those that had to wait."""
-        self.last = told
+        if was_begun(told):
+            self.last = told
         self._unwritten.append(dict(told))
         try:
             while self._unwritten:
@@ -127,11 +127,9 @@ class Verdicts:
 
     def _version_of_upgrade(self, upgrade_id: str) -> str | None:
         """The id of what ran before; its version for a verdict that an older supervisor wrote."""
-        for verdict in self._history.entries(_ALL):
-            if verdict.get("upgrade_id") == upgrade_id:
-                before = verdict.get("from_id") or verdict.get("from_version")
-                return None if before is None else str(before)
-        return None
+        verdict = self._history.find(upgrade_id) or {}
+        before = verdict.get("from_id") or verdict.get("from_version")
+        return None if before is None else str(before)
 
     def _promote(self) -> None:
         """The candidate is the active generation now, and the old one retires."""
@@ -191,6 +189,11 @@ class Verdicts:
         stored = None if plan is None else plan.stored.id
         protect = [one for one in (run.previous, stored) if one is not None]
         world.store.prune(in_use, protect=protect, destination=Path(world.settings.nginx.binary))
+
+
+def was_begun(verdict: Mapping[str, object]) -> bool:
+    """Whether it ends something, and is no refusal at once: that has no phase behind it."""
+    return verdict.get("verdict") != Verdict.REFUSED.value or bool(verdict.get("phases"))
 
 
 def utc_now() -> str:

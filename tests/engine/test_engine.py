@@ -292,6 +292,39 @@ async def test_a_start_that_fails_is_tried_again_later(
         assert "supervisor.incident" in running.logged()
 
 
+async def test_those_who_ask_while_nginx_is_down_hear_when_it_is_tried_again(
+    autojump_clock: MockClock, effects: FakeEffects
+) -> None:
+    effects.expect(Operation.START, failed("start_failed", "bind()"), failed("start_failed"))
+    async with engine_with(effects) as running:
+        assert running.engine.next_start() is None
+        await running.tell(
+            MasterExited(generation=1, orderly=False, detail="gone", at=trio.current_time())
+        )
+        assert running.phase == "backoff"
+        assert running.engine.next_start() == pytest.approx(0.1, abs=0.02)
+        refused = await running.ask(commands.Upgrade()).verdict()
+        assert refused["reason"] == "not_running"
+        assert "start_failed: bind()" in str(refused["detail"])
+        assert str(refused["detail"]).endswith("nginxctl start does that now (else in 0.1 s)")
+        start = await running.ask(commands.Start()).verdict()
+        assert start["verdict"] == "failed"
+        assert start["detail"] == "it failed; the supervisor tries again in 0.1 s"
+        assert running.phase == "backoff"
+
+
+async def test_reopening_where_nothing_lives_is_refused(
+    autojump_clock: MockClock, effects: FakeEffects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nobody() -> str:
+        raise Refusal("not_running", "cannot reopen the logs: no nginx runs")
+
+    async with engine_with(effects) as running:
+        monkeypatch.setattr(effects, "reopen", nobody)
+        verdict = await running.ask(commands.Reopen()).verdict()
+        assert (verdict["verdict"], verdict["reason"]) == ("refused", "not_running")
+
+
 # --- the disk is full ----------------------------------------------------------------------
 
 
@@ -472,23 +505,32 @@ async def test_a_reload_runs_beside_everything_else(
         await slow.started.wait()
         again = await running.ask(commands.Reload()).verdict()
         assert (again["verdict"], again["reason"]) == ("refused", "reload_in_progress")
-        assert "upgrade_id" not in again
+        assert again["upgrade_id"] is None
         slow.release.set()
         verdict = await client.verdict()
-        assert (verdict["verdict"], verdict["detail"]) == ("committed", "2 workers")
+        assert verdict.pop("elapsed_s") == pytest.approx(0)
+        assert verdict == {
+            "event": "verdict", "operation": "reload", "verdict": "committed",
+            "reason": "reloaded", "detail": "2 workers", "upgrade_id": None, "from_version": None,
+            "to_version": None, "judged": None, "phases": {},
+        }  # fmt: skip
+        assert verdict.keys() == again.keys() - {"elapsed_s"}
         await running.quiet()
         assert not running.engine.state.reloading
 
 
-@pytest.mark.parametrize("error", [failed("config_rejected"), ZeroDivisionError("oops")])
+@pytest.mark.parametrize(("error", "verdict", "reason"), [
+    (Refusal("config_rejected", "line 3"), "refused", "config_rejected"),  # no HUP was sent
+    (failed("reload_ignored"), "failed", "reload_ignored"),
+    (ZeroDivisionError("oops"), "failed", "internal_error"),
+])  # fmt: skip
 async def test_a_reload_that_fails(
-    autojump_clock: MockClock, effects: FakeEffects, error: Exception
+    autojump_clock: MockClock, effects: FakeEffects, error: Exception, verdict: str, reason: str
 ) -> None:
     effects.expect("reload", error)
     async with engine_with(effects) as running:
-        verdict = await running.ask(commands.Reload()).verdict()
-        assert verdict["verdict"] == "failed"
-        assert verdict["reason"] in ("config_rejected", "internal_error")
+        told = await running.ask(commands.Reload()).verdict()
+        assert (told["verdict"], told["reason"]) == (verdict, reason)
         await running.quiet()
         assert not running.engine.state.reloading
 

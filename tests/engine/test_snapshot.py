@@ -1,0 +1,87 @@
+"""What `status` says of a state: never better than what can be seen of the processes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from supervisor import snapshot
+from supervisor.core.model import Phase, State, Upgrade
+from supervisor.edges.disk_binary import DiskBinary
+from supervisor.edges.generation import Role
+from supervisor.edges.procfs import Brood
+from supervisor.verdicts import was_begun
+from tests.engine.conftest import FRESH
+
+NOBODY: frozenset[int] = frozenset()
+PROGRAM = SimpleNamespace(version="1.22.1", path="/usr/sbin/nginx", sha256="ab")
+NO_BINARY = DiskBinary(path="/usr/sbin/nginx", sha256=None, version=None)
+NO_PID = 2**22 + 1  # above what the kernel gives out, so nothing is read of a stranger
+
+
+def generation(number: int, role: Role, *, accepting: int = 0, draining: int = 0) -> Any:
+    pids = range(NO_PID, NO_PID + accepting + draining)
+    brood = Brood(
+        accepting=frozenset(pids[:accepting]), draining=frozenset(pids[accepting:]),
+        starting=NOBODY, cache=NOBODY, masters=NOBODY,
+    )  # fmt: skip
+    master = SimpleNamespace(pid=NO_PID)
+    return SimpleNamespace(
+        id=number, role=role, program=PROGRAM, master=master, alive=True, brood=lambda: brood
+    )
+
+
+def status(state: State, *generations: Any, next_start: float | None = None) -> dict[str, object]:
+    return snapshot.status(
+        state=state, generations=generations, disk=NO_BINARY,
+        config_matches=True, probes=[], restarts=0, last_verdict=None, upgrade={},
+        next_start=next_start,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("phase", [Phase.IDLE, Phase.DRAINING])
+def test_degraded_where_nobody_accepts(phase: Phase) -> None:
+    """Also while an old generation drains: its workers serve what they have and take no more."""
+    state = replace(FRESH, phase=phase, active=2, retiring=frozenset({1}))
+    old = generation(1, Role.RETIRING, draining=2)
+    bad = status(state, old, generation(2, Role.ACTIVE))
+    assert (bad["state"], bad["reason"]) == ("degraded", "no_workers")
+    assert "nginxctl reload" in str(bad["detail"])
+    good = status(state, old, generation(2, Role.ACTIVE, accepting=1))
+    assert good["state"] == ("running" if phase is Phase.IDLE else "draining")
+    assert good["reason"] == (None if phase is Phase.IDLE else "previous_generation_draining")
+
+
+def test_backoff_tells_why_nginx_is_down_and_when_it_is_tried_next() -> None:
+    state = replace(FRESH, phase=Phase.BACKOFF, reason="start_failed", detail="bind() failed")
+    told = status(state, next_start=3.21)
+    assert (told["state"], told["reason"]) == ("backoff", "start_failed")
+    assert told["detail"] == (
+        "bind() failed; nginx is started again in 3.2 s (nginxctl start: now)"
+    )
+
+
+def test_the_active_generation_comes_first() -> None:
+    state = replace(FRESH, phase=Phase.CANARY, upgrade=Upgrade(id="u1", canary=1, soak=1))
+    old, new = generation(1, Role.ACTIVE, accepting=1), generation(2, Role.CANDIDATE, accepting=1)
+    told = status(state, new, old)
+    assert [one["id"] for one in told["generations"]] == ["g1", "g2"]  # type: ignore[attr-defined]
+    assert told["state"] == "upgrading"
+    assert told["upgrade"] == {"id": "u1", "phase": "canary", "candidate": "g2"}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "begun"),
+    [
+        ({"verdict": "committed", "phases": {"preflight": 0.1}}, True),
+        ({"verdict": "rolled_back", "operation": "incident"}, True),
+        ({"verdict": "refused", "reason": "config_rejected", "phases": {"preflight": 0.1}}, True),
+        ({"verdict": "refused", "reason": "upgrade_in_progress", "phases": {}}, False),
+        ({"verdict": "refused", "reason": "not_running"}, False),
+    ],
+)
+def test_a_refusal_at_once_is_no_last_verdict(verdict: dict[str, object], begun: bool) -> None:  # noqa: FBT001
+    assert was_begun(verdict) is begun
