@@ -94,8 +94,12 @@ def test_the_sample_can_be_tried_as_its_hints_say(cradle: Cradle, tmp_path: Path
         )
 
     assert "  nginxctl status\n" in hints
-    until("an answer", lambda: ask("status").returncode == 0, LIMIT, poll=0.1)
-    assert json.loads(ask("--json", "status").stdout)["state"] == "running"
+
+    def is_running() -> bool:
+        answer = ask("--json", "status")  # none is given before the socket is there
+        return answer.returncode == 0 and json.loads(answer.stdout)["state"] == "running"
+
+    until("nginx running", is_running, LIMIT, poll=0.1)
     assert builds()[0].version in ask("status").stdout
     with urllib.request.urlopen(curl[1], timeout=20) as answer:
         assert answer.read().decode() == f"{builds()[0]}\n"
