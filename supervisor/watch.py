@@ -195,8 +195,10 @@ async def _tell_output(world: World, generation: Generation) -> None:
         while True:
             pause = CENSUS
             if output.behind > OUTPUT_BACKLOG:
-                lost += output.drop_all_but(OUTPUT_KEPT)
                 pause = OUTPUT_FLOOD
+                while more := output.drop_all_but(OUTPUT_KEPT):
+                    lost += more
+                    await trio.lowlevel.checkpoint()
             if lost and trio.current_time() - told_loss >= CENSUS:
                 _tell_lost(world, lost)
                 lost, told_loss = 0, trio.current_time()
@@ -207,7 +209,8 @@ async def _tell_output(world: World, generation: Generation) -> None:
                     await trio.lowlevel.cancel_shielded_checkpoint()  # they are drained already
             await trio.sleep(pause)
     finally:
-        lost += output.drop_all_but(OUTPUT_KEPT)
+        while more := output.drop_all_but(OUTPUT_KEPT):
+            lost += more
         if lost:
             _tell_lost(world, lost)
         _tell_now(world, output)

@@ -18,6 +18,7 @@ _NAME = "nginx-output"
 _PAGE = 4096  # a hole in part of a page only zeroes it
 PIECE = 16384
 """Bytes that one drain reads at most; also the longest line."""
+_FREED_AT_ONCE = 2**24  # some milliseconds
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
@@ -86,13 +87,14 @@ class Capture:
         return raw[:end].decode(errors="replace").splitlines()
 
     def drop_all_but(self, most: int) -> int:
-        """Give the oldest of what is unread back, from a line's end on; how many bytes are lost.
+        """Give the oldest of what is unread back, up to a line's end; how many bytes are lost.
 
-        About `most` bytes stay. Takes no longer for more, and reads no more than one piece.
+        About `most` bytes stay, or more: to free memory takes time, so a call frees some of it.
         """
-        start = self._read_up_to + self.behind - most
-        if start <= self._read_up_to:
+        unwanted = min(self.behind - most, _FREED_AT_ONCE)
+        if unwanted <= 0:
             return 0
+        start = self._read_up_to + unwanted
         start += max(0, os.pread(self.fd, PIECE, start - 1).find(b"\n"))
         lost = start - self._read_up_to
         self._give_back(start)

@@ -84,6 +84,17 @@ def test_the_oldest_can_be_dropped_unread(capture: Capture) -> None:
     assert _memory(capture) <= 8192
 
 
+def test_much_is_dropped_in_steps(capture: Capture) -> None:
+    os.write(capture.fd, (b"x" * 99 + b"\n") * 400_000)
+    steps = []
+    while lost := capture.drop_all_but(0):
+        steps.append(lost)
+    assert len(steps) == 3
+    assert sum(steps) == 40_000_000
+    assert capture.behind == 0
+    assert _memory(capture) <= 4096
+
+
 def test_what_a_predecessor_left_unread_is_bounded_too(capture: Capture) -> None:
     """It was killed, and nginx has written on."""
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=capture.fd) as writer:
