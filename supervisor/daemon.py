@@ -68,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_settings(given.config)
         if given.command == "check":
             print(f"{given.config}: ok")
+            for note in missing_folders(settings):
+                print(f"nginx-supervisor: {note}", file=sys.stderr)
             return 0
         tap = LogTap()
         configure_logs(settings.log, extra=(tap,))
@@ -81,6 +83,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SupervisorError as exc:
         print(f"nginx-supervisor: {exc.detail}", file=sys.stderr)
         return 1
+
+
+def missing_folders(settings: Settings) -> list[str]:
+    """What has to exist when the supervisor starts, and does not yet; a unit file may make it."""
+    needed = {
+        "the control socket": Path(settings.control.socket).parent,
+        "the probe listener's file": Path(settings.probe_listener.include_file).parent,
+    }
+    return [
+        f"the folder {folder} of {what} is missing; make it before the start, or let the unit"
+        " file do so (RuntimeDirectory=)"
+        for what, folder in needed.items()
+        if not folder.is_dir()
+    ]
 
 
 async def _run_alone(config: Path, settings: Settings, tap: LogTap) -> int:

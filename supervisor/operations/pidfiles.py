@@ -10,6 +10,8 @@ from supervisor.edges import pidfile
 from supervisor.edges.generation import Generation
 from supervisor.operations.world import World
 
+_LOST = (pidfile.PidProblem.MISSING, pidfile.PidProblem.EMPTY, pidfile.PidProblem.STALE)
+
 
 async def settle_pid_file(world: World, generation: Generation) -> None:
     """Afterwards the pid file names the master of `generation`; a no-op where it does already.
@@ -22,6 +24,18 @@ async def settle_pid_file(world: World, generation: Generation) -> None:
         return
     await trio.to_thread.run_sync(pidfile.repair, path, generation.master.pid)
     world.log.warning("pid_file.repaired", path=str(path), pid=generation.master.pid)
+
+
+async def restore_lost_pid_file(world: World, generation: Generation) -> None:
+    """Afterwards the pid file is there, where it was missing, empty or of a dead process.
+
+    One that names somebody else, or leads elsewhere, was written by somebody: it stays as it is.
+    Raises SupervisorError where the disk does not take it.
+    """
+    path = Path(generation.program.pid_path or world.pid_path)
+    master = pidfile.ProcessIdentity(generation.master.pid, generation.master.start)
+    if pidfile.verify(path, master) in _LOST:
+        await settle_pid_file(world, generation)
 
 
 async def remove_stale(path: str) -> None:

@@ -27,6 +27,7 @@ from supervisor.operations.facts import (
     read_facts,
     settings_argv,
 )
+from supervisor.operations.pidfiles import restore_lost_pid_file
 from supervisor.operations.world import UpgradeRun, World
 
 
@@ -41,6 +42,7 @@ async def prepare(world: World, command: commands.Command) -> Succeeded:
     if active is None:
         raise Refusal("not_running", "cannot upgrade: nginx does not run; nginxctl start")
     request = await _request(world, command, active)
+    await restore_lost_pid_file(world, active)
     run.previous = await _secure_active(world, active)
     plan = await preflight(
         request, installation=_installation(world, run), active=_active(world, active),

@@ -237,25 +237,36 @@ def test_a_first_start_on_a_port_that_someone_holds(oldest: Build) -> None:
         assert nginx.cradle.living() == []
 
 
-@pytest.mark.parametrize("planted", ["another", "symlink", "empty", "missing"])
+@pytest.mark.parametrize("lost", ["missing", "empty", "stale"])
+def test_a_lost_pid_file_is_written_again(oldest: Build, newest: Build, lost: str) -> None:
+    """USR2 would break nginx without it, and who the master is needs no file to be known."""
+    with site.make(oldest) as one, supervised.running(one) as nginx:
+        one.pid_path.unlink()
+        if lost == "empty":
+            one.pid_path.touch()
+        elif lost == "stale":
+            with subprocess.Popen(["true"]) as gone:
+                gone.wait()
+            one.pid_path.write_text(f"{gone.pid}\n")
+        assert nginx.ctl("upgrade", newest.path).code == 0
+        nginx.until_state("running")
+        checks.assert_settled(nginx, newest, sha256(newest.path))
+        assert "pid_file.repaired" in [line["event"] for line in nginx.log()]
+
+
+@pytest.mark.parametrize("planted", ["another", "symlink"])
 def test_a_wrong_pid_file(oldest: Build, newest: Build, planted: str) -> None:
-    """It is a claim: refused or repaired, and never followed."""
+    """Somebody wrote it: refused, and never followed."""
     with site.make(oldest) as one, supervised.running(one) as nginx:
         victim = one.folder / "victim"
         victim.write_text("precious")
         one.pid_path.unlink()
         if planted == "another":
             one.pid_path.write_text(f"{os.getpid()}\n")
-        elif planted == "symlink":
+        else:
             one.pid_path.symlink_to(victim)
-        elif planted == "empty":
-            one.pid_path.touch()
         answer = nginx.ctl("upgrade", newest.path)
         assert victim.read_text() == "precious"
-        if answer.code == 0:
-            nginx.until_state("running")
-            checks.assert_settled(nginx, newest, sha256(newest.path))
-            return
         reason = "pid_file_is_symlink" if planted == "symlink" else "pid_file_wrong"
         assert_refused(answer, reason, str(one.pid_path))
         assert len(nginx.masters()) == 1

@@ -129,9 +129,7 @@ def test_told_to_stop_before_it_has_looked_around(oldest: Build) -> None:
         nginx.die()
         started = nginx.log_text().count("supervisor.started")
         nginx.launch()
-        until(
-            "the start", lambda: nginx.log_text().count("supervisor.started") > started, poll=0.0
-        )
+        until("the start", lambda: nginx.log_text().count("supervisor.started") > started, poll=0.0)
         assert nginx.stop() == 0
         assert nginx.nginx() == []
 
@@ -161,9 +159,7 @@ def test_a_candidate_with_a_pid_file_of_its_own_is_killed(oldest: Build, newest:
         one.config.write_text(text)
 
 
-def test_a_candidate_dies_after_an_upgrade_to_the_same_binary(
-    oldest: Build, newest: Build
-) -> None:
+def test_a_candidate_dies_after_an_upgrade_to_the_same_binary(oldest: Build, newest: Build) -> None:
     """A library was replaced, say: what served before is the version to return to."""
     with site.make(oldest) as one, supervised.running(one) as nginx:
         assert nginx.ctl("upgrade", newest.path).code == 0
