@@ -213,7 +213,7 @@ class Evidence:
                 cover=candidate.look().accepting,
                 workers=lambda: candidate.brood().workers,
                 not_asked=self._not_asked,
-                prove=True,
+                prove_within=self._world.settings.upgrade.start_timeout,
             )
         )
 

@@ -70,8 +70,10 @@ class Aim:
     """The workers of `generation` now: what a response header names has to be among them."""
     not_asked: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     """The probes whose answers say nothing about `generation`, and why; they ask as configured."""
-    prove: bool = False
-    """A probe that passes asks again at once, until it has passed `rise` times in a row."""
+    prove_within: float = math.inf
+    """Seconds in which each probe is to show how `generation` is. A finite time makes one that
+    passes ask again at once, up to `rise` passes in a row, and one that fails often enough for
+    `fall` failures in a row."""
 
 
 @dataclass(slots=True)
@@ -99,7 +101,18 @@ class _Round:
             return False
         passed = outcome is Outcome.PASS
         self.passes[probe.name] = self.passes.get(probe.name, 0) + 1 if passed else 0
-        return self.aim.prove and passed and self.passes[probe.name] < probe.rise
+        return self.hurries and passed and self.passes[probe.name] < probe.rise
+
+    @property
+    def hurries(self) -> bool:
+        """Whether the interval of a probe is not to decide how long this takes."""
+        return self.aim.prove_within < math.inf
+
+    def interval(self, probe: ProbeSettings, outcome: Outcome) -> float:
+        """Seconds from this look of the probe to the next."""
+        if outcome is not Outcome.FAIL or not self.asks(probe):
+            return probe.interval
+        return min(probe.interval, self.aim.prove_within / (probe.fall + 1))
 
     def cover(self, workers: Collection[int]) -> None:
         """Ask for these from now on."""
@@ -186,7 +199,8 @@ class Prober:
                 observation = await self._observe(probe, current)
                 self._report(observation)
                 pause = self._pause(probe, observation.outcome, current)
-            due = max(due + probe.interval, trio.current_time())
+            interval = current.interval(probe, observation.outcome)
+            due = max(due + interval, trio.current_time())
             self._wanted[probe.name] = wanted = trio.Event()
             with trio.move_on_at(due):
                 await wanted.wait()
@@ -194,7 +208,7 @@ class Prober:
     def _pause(self, probe: ProbeSettings, outcome: Outcome, current: _Round) -> float | None:
         """Seconds until the probe asks again ahead of its interval; None: it does not.
 
-        A failure never hastens the next one: `fall` failures take their time.
+        A failure never brings the next one at once: `fall` failures take their time.
         """
         proves = current.proves(probe, outcome)
         if outcome is Outcome.FAIL or not current.asks(probe):

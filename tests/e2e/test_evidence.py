@@ -125,6 +125,11 @@ def test_a_long_interval_does_not_keep_a_candidate_from_proving_itself(
         settings = {"probe": probes, "upgrade": {"start_timeout": "2s"}}
         with supervised.running(one, settings) as nginx:
             until("each has passed", lambda: all(p["detail"] for p in nginx.status()["probes"]))
+            bad = nginx.ctl("upgrade", candidate(newest, "status_500"))
+            assert (bad.code, bad.reason) == (4, "probe_failed"), bad
+            assert bad.last["detail"].startswith("probe health failed 3 times: status 500"), bad
+            checks.assert_rolled_back(nginx, oldest, sha256(oldest.path))
+            until("each has passed", lambda: all(p["detail"] for p in nginx.status()["probes"]))
             good = nginx.ctl("upgrade", newest.path)
             assert (good.code, good.last["judged"]) == (0, True), good
             assert good.last["phases"]["canary"] < 1.5
@@ -207,6 +212,35 @@ def test_answers_on_the_public_address_are_attributed(
             assert (good.code, good.last["judged"]) == (0, True), good
             assert NOT_OBSERVED not in good.last["detail"]
             checks.assert_settled(nginx, newest, sha256(newest.path))
+
+
+# --- advice -------------------------------------------------------------------------------------
+
+
+def advice(nginx: Supervised) -> dict[str, str]:
+    """What `nginxctl check` advises; it finds nothing wrong."""
+    answer = nginx.ctl("check")
+    assert (answer.code, answer.last["ok"]) == (0, True), answer
+    found = [one for one in answer.last["findings"] if one["name"] == "advice"]
+    return {one["reason"]: one["detail"] for one in found}
+
+
+def test_check_advises_on_what_will_surprise(oldest: Build) -> None:
+    with site.make(oldest) as one:
+        one.configure(Options(http=ANOTHER.format(port=one.spare_port, name="other.test")))
+        url = f"http://127.0.0.1:{one.spare_port}/admin"
+        admin = probe(one, name="admin", url=url, expect_body="admin")
+        slow = probe(one, name="slow", timeout="1m", **SLOW)
+        with owned(one, probe=[probe(one), admin, slow]) as nginx:
+            told = advice(nginx)
+            assert sorted(told) == ["not_asked_in_canary", "soak_short", "timeout_impossible"]
+            assert "probe admin" in told["not_asked_in_canary"]
+            assert "probe slow" in told["soak_short"]
+            assert "probe slow" in told["timeout_impossible"]
+    with site.make(oldest) as one, owned(one) as nginx:
+        assert advice(nginx) == {}
+    with site.make(oldest) as one, owned(one, probe_listener=elsewhere(one)) as nginx:
+        assert list(advice(nginx)) == ["include_missing"]
 
 
 # --- outside an upgrade -------------------------------------------------------------------------

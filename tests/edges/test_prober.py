@@ -280,7 +280,7 @@ async def test_a_probe_that_is_not_asked_there_goes_on_asking_its_own_address() 
     async with serving(answering(OK)) as port, probing(http(port)) as (prober, reports):
         prober.aim(
             Aim(
-                generation=2, address=("127.0.0.1", 1), exclusive=lambda: True, prove=True,
+                generation=2, address=("127.0.0.1", 1), exclusive=lambda: True, prove_within=10.0,
                 owner=lambda _h, _t: 1, cover=frozenset({1, 2}), not_asked={"home": "not its own"},
             )
         )  # fmt: skip
@@ -300,7 +300,7 @@ async def test_each_kind_of_probe_proves_itself_at_once() -> None:
             replace(script("true"), rise=2, interval=3600.0),
         )  # fmt: skip
         async with probing(*probes) as (prober, reports):
-            prober.aim(Aim(generation=2, prove=True))
+            prober.aim(Aim(generation=2, prove_within=10.0))
             await reports.next(9)
             with trio.move_on_after(0.2):
                 await reports.next()
@@ -323,12 +323,27 @@ async def test_a_failure_breaks_the_row_and_waits_for_the_interval() -> None:
         serving(handle) as port,
         probing(http(port, rise=3, interval=0.4)) as (prober, reports),
     ):
-        prober.aim(Aim(generation=2, prove=True))
+        prober.aim(Aim(generation=2, prove_within=3600.0))
         began = trio.current_time()
         seen = await reports.next(6)
         assert trio.current_time() - began > 0.3
         passed = [one.outcome is Outcome.PASS for one in seen]
         assert passed == [True, True, False, True, True, True]
+
+
+@pytest.mark.parametrize(("within", "looks"), [(0.4, 4), (math.inf, 1)])
+async def test_failures_fit_into_the_time_that_there_is(within: float, looks: int) -> None:
+    async with (
+        serving(answering(b"x")) as port,
+        probing(http(port, interval=3600.0, fall=3)) as (prober, reports),
+    ):
+        began = trio.current_time()
+        prober.aim(Aim(generation=2, prove_within=within))
+        await reports.next(looks)
+        assert trio.current_time() - began >= 0.1 * (looks - 1)
+        with trio.move_on_after(0.05):
+            await reports.next()
+        assert len(reports.all) == looks
 
 
 async def test_who_asks_for_it_is_heard_before_the_interval() -> None:

@@ -74,6 +74,7 @@ class Scene:
             active=SimpleNamespace(id=OLD, master=SimpleNamespace(pid=8)),
             candidate=self.candidate, run=self.run, listener=listener, generations={},
             log=structlog.get_logger(),
+            settings=SimpleNamespace(upgrade=SimpleNamespace(start_timeout=10.0)),
         )  # fmt: skip
         self.evidence = Evidence(
             cast(World, self.world), probes, cast(Prober, self.prober),
