@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _CHUNK = 1 << 16
+_DYING = 0.3  # seconds that a process may take from one close to the last
 _LONGEST_WAIT = 86400.0  # poll(2) counts milliseconds in an int, which ends after 24 days
 
 
@@ -122,18 +123,30 @@ class Connection:
 
 
 def is_gone(path: str) -> bool:
-    """Whether no supervisor listens at `path`; one that only takes no connections is there."""
+    """Whether no supervisor listens at `path` any more, looked at until that is certain.
+
+    One that dies closes its sockets one after the other, and the one that listens may be the last.
+    """
+    until = time.monotonic() + _DYING
+    while _listens(path):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def _listens(path: str) -> bool:
     trial = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         trial.settimeout(0)
         trial.connect(path)
     except (FileNotFoundError, ConnectionRefusedError):
-        return True
-    except OSError:
         return False
+    except OSError:
+        return True  # it takes no connections, but it is there
     finally:
         trial.close()
-    return False
+    return True
 
 
 def _is_socket(path: str) -> bool:

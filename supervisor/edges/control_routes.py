@@ -20,7 +20,6 @@ import trio
 from supervisor import wire
 from supervisor.core import commands
 from supervisor.core.duration import LONGEST
-from supervisor.core.errors import Refusal
 from supervisor.edges.control_connection import CallError, Exchange, Peer, Use, invalid_parameter
 
 _log = structlog.get_logger()
@@ -47,9 +46,6 @@ class ControlBackend(Protocol):
         early ends the listening and never the operation. The sender does not wait for the
         receiver. A channel that ends without a verdict means that the supervisor ends. What the
         body of the `async with` raises passes through unchanged (no nursery around it).
-
-        Raises:
-            Refusal: told to the client as a verdict `refused`.
         """
         ...
 
@@ -185,21 +181,15 @@ async def _operate(
     last: str = "verdict",
 ) -> None:
     """Submit `command` and forward its events until the one named `last`, or the verdict."""
-    try:
-        async with backend.submit(command, exchange.peer) as events:
-            if exchange.call.oneway:
-                return
-            with exchange.while_connected(Use.WAITS):
-                async for event in events:
-                    ends = event.get("event") in {last, "verdict"}
-                    await exchange.reply({"progress": event}, continues=not ends)
-                    if ends:
-                        return
-    except Refusal as refusal:
-        refused = {"event": "verdict", "verdict": "refused"}
-        told = {**refused, "reason": refusal.reason, "detail": refusal.detail}
-        await exchange.reply({"progress": told})
-        return
+    async with backend.submit(command, exchange.peer) as events:
+        if exchange.call.oneway:
+            return
+        with exchange.while_connected(Use.WAITS):
+            async for event in events:
+                ends = event.get("event") in {last, "verdict"}
+                await exchange.reply({"progress": event}, continues=not ends)
+                if ends:
+                    return
     detail = "the supervisor ends before the operation does"
     raise CallError(f"{wire.INTERFACE}.Interrupted", {"detail": detail})
 

@@ -8,14 +8,15 @@ Run as a program it serves a socket until it is killed:
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import trio
 
 from supervisor.core import commands
-from supervisor.core.errors import Refusal
 from supervisor.edges.control import ControlSettings, Peer, serve_control
 
 Fields = dict[str, object]
@@ -64,10 +65,25 @@ STATUS: Fields = {
 }
 
 
-def verdict(word: str, reason: str = "passed", **more: object) -> Fields:
+REASONS = frozenset(
+    re.findall(
+        r"`([a-z_0-9]+)`",
+        "\n".join(
+            line.split(" | ")[0]
+            for line in (Path(__file__).parents[2] / "docs" / "reasons.md").read_text().splitlines()
+            if line.startswith("| `")
+        ),
+    )
+)
+"""The words that the real thing can say."""
+
+
+def verdict(word: str, reason: str = "healthy", **more: object) -> Fields:
     """A last event."""
+    assert reason in REASONS, f"nobody ever says {reason}"
     return {
         "event": "verdict",
+        "operation": "upgrade",
         "verdict": word,
         "reason": reason,
         "detail": "cannot say more; look at the log",
@@ -84,16 +100,19 @@ def verdict(word: str, reason: str = "passed", **more: object) -> Fields:
 def progress(*phases: str) -> list[Fields]:
     """The events of an operation before its last one."""
     accepted: Fields = {"event": "accepted", "upgrade_id": "u1"}
-    return [accepted, *({"event": "state_changed", "phase": p, "generation": "g2"} for p in phases)]
+    why: Fields = {"reason": None, "detail": None}
+    return [
+        accepted,
+        *({"event": "phase", "phase": phase, "upgrade_id": "u1", **why} for phase in phases),
+    ]
 
 
 class FakeBackend:
-    """Answers each command with `events` (the last one a verdict), or refuses it."""
+    """Answers each command with `events`, the last one a verdict."""
 
     def __init__(self) -> None:
         self.snapshot = STATUS
         self.events: list[Fields] = [*progress("preflight", "canary"), verdict("committed")]
-        self.refusal: Refusal | None = None
         self.held = False
         self.submitted: list[tuple[commands.Command, Peer]] = []
         self.listeners = 0
@@ -111,8 +130,6 @@ class FakeBackend:
         self, command: commands.Command, peer: Peer
     ) -> AsyncIterator[trio.MemoryReceiveChannel[Fields]]:
         self.submitted.append((command, peer))
-        if self.refusal is not None:
-            raise self.refusal
         send, receive = trio.open_memory_channel[Fields](100)
         for event in self.events:
             send.send_nowait(event)

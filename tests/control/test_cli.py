@@ -22,7 +22,6 @@ from supervisor.cli.arguments import COMMANDS, LONGEST, duration
 from supervisor.cli.render import PHASES
 from supervisor.core import commands
 from supervisor.core import duration as core_duration
-from supervisor.core.errors import Refusal
 from supervisor.core.model import UPGRADING
 from supervisor.edges.control_routes import ROUTES
 from tests.control.fake_backend import STATUS, FakeBackend, log_event, progress, verdict
@@ -150,15 +149,15 @@ async def test_trust_is_for_root(control: str, backend: FakeBackend) -> None:
     [
         (["upgrade"], verdict("committed"), 0),
         (["upgrade"], verdict("done", "unchanged"), 0),
-        (["upgrade"], verdict("failed", "no_generation"), 1),
-        (["upgrade"], verdict("refused", "upgrade_running"), 3),
+        (["upgrade"], verdict("failed", "rollback_failed"), 1),
+        (["upgrade"], verdict("refused", "upgrade_in_progress"), 3),
         (["upgrade"], verdict("rolled_back", "probe_failed"), 4),
         (["promote"], verdict("rolled_back", "candidate_exited"), 4),
         (["rollback"], verdict("rolled_back", "operator", operation="upgrade"), 0),
         (["rollback"], verdict("rolled_back", "probe_failed", operation="rollback"), 4),
         (["rollback"], verdict("committed", operation="rollback"), 0),
-        (["rollback"], verdict("refused", "nothing_to_roll_back"), 3),
-        (["reload"], verdict("failed", "reload_failed"), 1),
+        (["rollback"], verdict("refused", "no_previous_version"), 3),
+        (["reload"], verdict("failed", "reload_ignored"), 1),
         (["stop"], verdict("done", "stopped"), 0),
     ],
 )
@@ -191,7 +190,8 @@ async def test_a_timeline_for_people(control: str, backend: FakeBackend) -> None
 
 
 async def test_a_refusal_says_what_to_do(control: str, backend: FakeBackend) -> None:
-    backend.refusal = Refusal("relative_path", "cannot upgrade to 'nginx': relative; write /...")
+    detail = "cannot upgrade to 'nginx': relative; write /..."
+    backend.events = [verdict("refused", "relative_path", detail=detail)]
     result = await nginxctl("--socket", control, "upgrade", "nginx")
     assert result.code == 3
     assert "upgrade refused: relative_path" in result.err

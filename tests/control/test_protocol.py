@@ -13,7 +13,6 @@ from structlog.testing import capture_logs
 
 from supervisor import wire
 from supervisor.core import commands
-from supervisor.core.errors import Refusal
 from supervisor.edges.control import ControlService, Limits, Peer
 from supervisor.edges.control_connection import Connection
 from supervisor.edges.control_routes import ROUTES
@@ -160,23 +159,10 @@ async def test_without_wait_the_acceptance_is_the_last_reply(backend: FakeBacken
 
 
 async def test_without_wait_a_refusal_is_still_told(backend: FakeBackend) -> None:
-    backend.events = [verdict("refused", "upgrade_running")]
+    backend.events = [verdict("refused", "upgrade_in_progress")]
     async with connected(backend) as client:
         (reply,) = await client.call("Upgrade", {"wait": False}, more=True)
     assert reply.parameters["progress"] == backend.events[0]
-
-
-async def test_a_refusal_that_is_raised_is_a_verdict_and_no_error(backend: FakeBackend) -> None:
-    backend.refusal = Refusal("relative_path", "cannot upgrade to 'x': it is relative; give all")
-    async with connected(backend) as client:
-        (reply,) = await client.call("Upgrade", {"binary": "x"})
-    told = reply.parameters["progress"]
-    assert isinstance(told, dict)
-    assert (told["event"], told["verdict"], told["reason"]) == (
-        "verdict",
-        "refused",
-        "relative_path",
-    )
 
 
 async def test_an_end_without_a_verdict_is_an_interruption(backend: FakeBackend) -> None:
