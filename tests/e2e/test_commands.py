@@ -19,7 +19,6 @@ from tests.e2e.harness.bare import until
 from tests.e2e.harness.settings import write
 from tests.e2e.harness.site import Options, put, sha256
 from tests.e2e.harness.supervised import COMMANDS, Supervised
-from tests.foreign import varlink_python
 from tools.load import Load
 from tools.nginx_builds import candidate
 from tools.nginx_cache import Build
@@ -531,46 +530,3 @@ def opened(pid: int, path: Path) -> bool:
         except FileNotFoundError:
             continue
     return path in names
-
-
-# --- a client that we did not write ----------------------------------------------------------
-
-VARLINK = """
-import json, sys, varlink
-address, binary = sys.argv[1:]
-with varlink.Client.new_with_address(f"unix:{address}") as client:
-    with client.open("org.nginxsupervisor.Control") as control:
-        told = {
-            "status": control.Status(),
-            "upgrade": [one["progress"] for one in control.Upgrade(binary, _more=True)],
-            "refused": control.Rollback(to="9.9.9")["progress"],
-            "history": control.History()["entries"],
-        }
-        try:
-            control.Upgrade(binary=binary, canary_s=1e300)
-        except varlink.VarlinkError as error:
-            told["error"] = [error.error(), error.parameters()]
-        print(json.dumps(told))
-"""
-
-
-def test_the_varlink_package_runs_an_upgrade(oldest: Build, newest: Build) -> None:
-    with supervising(oldest) as nginx:
-        command = [varlink_python(), "-W", "ignore", "-c", VARLINK, nginx.socket, newest.path]
-        told = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
-        assert told["status"]["state"] == "running"
-        assert told["status"]["generations"][0]["version"] == oldest.version
-        phases = [one.get("phase", one["event"]) for one in told["upgrade"]]
-        assert [phase for phase in phases if phase != "observation"] == [
-            "accepted", "preflight", "spawning", "canary", "shifting", "soaking", "committing",
-            "verdict",
-        ]  # fmt: skip
-        verdict = told["upgrade"][-1]
-        assert (verdict["verdict"], verdict["reason"]) == ("committed", "healthy")
-        assert (verdict["from_version"], verdict["to_version"]) == (oldest.version, newest.version)
-        assert verdict["elapsed_s"] == pytest.approx(sum(verdict["phases"].values()))
-        assert told["refused"]["verdict"] == "refused"
-        assert [one["verdict"] for one in told["history"]] == ["committed", "refused"]
-        assert told["error"] == ["org.varlink.service.InvalidParameter", {"parameter": "canary_s"}]
-        nginx.until_state("running")
-        checks.assert_settled(nginx, newest, sha256(newest.path))
