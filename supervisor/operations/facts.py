@@ -21,7 +21,7 @@ from supervisor.edges.nginx_binary import dump_config, upgrade_environment, vers
 from supervisor.edges.old_files import NO_VIEW, with_old_files
 from supervisor.edges.pidfile import remove_empty
 from supervisor.edges.sources import mapped_file
-from supervisor.operations.world import World, files_signature
+from supervisor.operations.world import EnvSeen, World, files_signature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,17 +88,18 @@ async def read_facts(
     needed = environment(world, facts.config.env)
     if needed != given:
         facts = await _read(world, binary, argv, needed)
-    seen = _with_folders(facts.files)
-    world.env_seen = (seen, files_signature(seen), facts.config.env)
+    files = _with_folders(facts.files)
+    world.env_seen = EnvSeen(
+        files=files, signature=files_signature(files), directives=facts.config.env
+    )
     return facts
 
 
 async def _env_directives(world: World) -> tuple[str, ...]:
     """What the configuration on disk passes on, before nginx was asked."""
-    if world.env_seen is not None:
-        files, signature, directives = world.env_seen
-        if files_signature(files) == signature:
-            return directives
+    seen = world.env_seen
+    if seen is not None and files_signature(seen.files) == seen.signature:
+        return seen.directives
     nginx = world.settings.nginx
     found = await trio.to_thread.run_sync(env_directives, Path(nginx.config))
     return parse_globals(nginx.globals or "").env + found

@@ -118,6 +118,15 @@ class UpgradeRun:
         }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvSeen:
+    """The `env` directives of the configuration, for as long as its files have this signature."""
+
+    files: tuple[str, ...]
+    signature: tuple[tuple[int, ...], ...]
+    directives: tuple[str, ...]
+
+
 @dataclass(slots=True, kw_only=True)
 class World:
     """The edges and the facts that operations work on. One task runs operations at a time."""
@@ -137,8 +146,7 @@ class World:
     sessions: set[int] = field(default_factory=set)  # of every master of this life
     reapers: set[int] = field(default_factory=lambda: {1, os.getpid()})  # whom orphans of it get
     last_program: Program | None = None  # of the generation that served last
-    env_seen: tuple[tuple[str, ...], tuple[tuple[int, ...], ...], tuple[str, ...]] | None = None
-    """The `env` directives of the configuration, for as long as its files have this signature."""
+    env_seen: EnvSeen | None = None
     remember: Callable[[], None] = lambda: None
     """Have the masters put on record, since one of them is another by now."""
     version_of_upgrade: Callable[[str], str | None] = lambda _: None

@@ -15,6 +15,7 @@ from tests.e2e.harness import checks, site, supervised
 from tests.e2e.harness.bare import until
 from tests.e2e.harness.site import Options, Site, sha256
 from tests.e2e.harness.supervised import Supervised
+from tools.load import Load
 from tools.nginx_builds import candidate
 from tools.nginx_cache import Build
 
@@ -118,6 +119,38 @@ def test_a_variable_that_a_reload_names_comes_with_the_next_start(
         assert {line.partition(" SEEN=")[2] for line in runs(record, one)} == {"- UNNAMED=-"}
         crash(nginx)
         assert {line.partition(" SEEN=")[2] for line in runs(record, one)} == {"1 UNNAMED=-"}
+
+
+# --- a package ---------------------------------------------------------------------------------
+
+
+@pytest.mark.needs("marker")
+def test_a_reload_between_a_package_and_the_upgrade(oldest: Build, newest: Build) -> None:
+    """As certbot does: what runs has its module mapped, and is reloaded as if nothing had come."""
+    with (
+        site.make(oldest, Options(module=True)) as one,
+        supervised.running(one) as nginx,
+        Load(one.plan()) as load,
+    ):
+        one.install(newest)
+        for workers in (3, 2):
+            one.configure(Options(module=True, workers=workers))
+            answer = nginx.ctl("reload")
+            assert answer.code == 0, answer
+            checks.assert_serves(nginx, oldest)
+            checks.assert_one_generation(nginx)
+        good = one.config.read_text()
+        one.config.write_text(f"no_such_directive on;\n{good}")
+        bad = nginx.ctl("reload")
+        assert bad.code in (1, 3), bad
+        assert bad.reason == "config_rejected"
+        one.config.write_text(good)
+        answer = nginx.ctl("upgrade")
+        assert answer.code == 0, answer
+        nginx.until_state("running")
+        checks.assert_settled(nginx, newest, sha256(newest.path))
+        assert sha256(one.module) == sha256(newest.marker_module)
+        assert load.stop().failures == 0
 
 
 # --- pid -----------------------------------------------------------------------------------------
