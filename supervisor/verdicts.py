@@ -18,10 +18,7 @@ from supervisor.operations.world import UpgradeRun, World
 _INTENDS = ("USR2", "WINCH", "QUIT or HUP")
 """Written with the record of the spawning, on disk before the first of these is sent.
 
-How far the upgrade came after that matters only to a supervisor that finds living processes, and
-where they have lived on, so has the page cache: a power cut ends all of nginx, and the next start
-goes by the spawning record (the old files come back) or by the verdict. So no later phase waits
-for the disk.
+It stands for all later ones: no later phase waits for the disk. docs/adr/0005 says why.
 """
 
 _CONDEMNS = frozenset(
@@ -50,7 +47,7 @@ class Verdicts:
     # --- the journal ------------------------------------------------------------------------
 
     async def record(self, before: State, after: State) -> None:
-        """The transition, and what was known when it happened, on disk. Raises SupervisorError."""
+        """The transition, and what was known when it happened; see `engine.Effects.record`."""
         upgrade = after.upgrade or before.upgrade
         run = self._world.run
         if upgrade is None or after.upgrade is None:

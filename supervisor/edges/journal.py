@@ -1,7 +1,8 @@
 """The journal of the running upgrade, and the history of verdicts.
 
-The journal holds intents: a record is on disk before its act begins, so whoever starts after a
-crash reads how far the predecessor may have come. One JSON object per line, with a number, a format
+The journal holds intents: a record is written before its act begins, so whoever starts after a
+crash reads how far the predecessor may have come; docs/adr/0005 says which of them are fsynced, so
+that they survive a power cut as well. One JSON object per line, with a number, a format
 version and a checksum. Of a crash in the middle of a write remains at most an unfinished last line
 (or zeros, as some file systems leave them): it is dropped, for the act that it announced has not
 begun. Anything else that does not fit is damage: the file is set aside under a new name and the
@@ -100,11 +101,7 @@ class Journal:
         self._next = 0
 
     def append(self, record: Record, *, durable: bool = True) -> None:
-        """`record` is on disk when this returns.
-
-        With `durable` False only a power cut can lose it, as the record of a phase may be that
-        nothing irrevocable follows.
-        """
+        """`record` survives this process when this returns, and with `durable` a power cut."""
         with storing("write the journal", self.path):
             fd = self._fd if self._fd is not None else self._open()
             if os.fstat(fd).st_size != self._size:
