@@ -183,7 +183,8 @@ def _events(parameters: Fields, options: Options) -> int:
                 for entry in map(_fields, _list(reply.parameters.get("entries"))):
                     flat = {**_fields(entry.get("fields")), **entry}
                     flat.pop("fields", None)
-                    output.line(_json(flat) if options.json else log_event(entry))
+                    if not output.line(_json(flat) if options.json else log_event(entry)):
+                        return wire.ExitCode.DONE  # else `events --follow | head` never ends
     except KeyboardInterrupt:
         return wire.ExitCode.DONE
     return wire.ExitCode.DONE

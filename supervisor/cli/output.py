@@ -27,9 +27,13 @@ def insist_on_output() -> None:
         raise ClientError(wire.ExitCode.USAGE, text)
 
 
-def line(text: str) -> None:
-    """Print one line at once. Raises OutputLostError; a reader that went away has seen enough."""
-    _write(f"{text}\n".encode(sys.stdout.encoding, "backslashreplace"))
+def line(text: str) -> bool:
+    """Print one line at once; False where its reader went away: that one has seen enough.
+
+    Raises:
+        OutputLostError: it cannot be written for another cause.
+    """
+    return _write(f"{text}\n".encode(sys.stdout.encoding, "backslashreplace"))
 
 
 def raw_line(text: bytes) -> None:
@@ -37,15 +41,17 @@ def raw_line(text: bytes) -> None:
     _write(text + b"\n")
 
 
-def _write(data: bytes) -> None:
+def _write(data: bytes) -> bool:
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         _discard(sys.stdout)
+        return False
     except OSError as exc:
         _discard(sys.stdout)
         raise OutputLostError(exc.strerror or str(exc)) from exc
+    return True
 
 
 def complain(text: str) -> None:

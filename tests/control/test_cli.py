@@ -462,6 +462,24 @@ async def test_events_that_follow_end_with_the_supervisor(
     assert [line["event"] for line in result.lines] == ["daemon.ready", "upgrade.accepted"]
 
 
+async def test_following_ends_with_the_reader(control: str, backend: FakeBackend) -> None:
+    """`events --follow | head -1` would else follow for ever, unseen."""
+    backend.log = [log_event("one"), log_event("two")]
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        with trio.fail_after(PATIENCE):
+            ended = await trio.run_process(
+                [*NGINXCTL, "--socket", control, "events", "--follow"],
+                check=False,
+                stdout=writer,
+                capture_stderr=True,
+            )
+    finally:
+        os.close(writer)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+
+
 async def test_a_reader_that_went_away_does_not_change_the_end(
     control: str, backend: FakeBackend
 ) -> None:
