@@ -83,7 +83,7 @@ class NginxEffects:
                 return Succeeded()
             case Operation.COMMIT:
                 await self._evidence.last_look()
-                await shift.commit(self._world)
+                await shift.commit(self._world, self._evidence.expect_good)
                 return Succeeded(at=trio.current_time())
             case Operation.ROLL_BACK:
                 return await self._roll_back()

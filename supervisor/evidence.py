@@ -291,7 +291,11 @@ class Evidence:
             return
         if judge.unheard:
             await self._hear(judge.unheard, lambda: bool(judge.unheard) and not judge.trigger)
-        found = judge.last_look()
+        self.expect_good()
+
+    def expect_good(self) -> None:
+        """Raise OperationFailed where the evidence is against a commit at this moment."""
+        found = None if self._judge is None else self._judge.last_look()
         if found is not None:
             self._progress({"event": "trigger", "reason": found.reason, "detail": found.detail})
             raise OperationFailed(found.reason, found.detail)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 
 import trio
 
@@ -84,11 +85,12 @@ def _expect_workers(candidate: Generation) -> None:
         raise OperationFailed("no_workers", "no worker of the candidate accepts any more")
 
 
-async def commit(world: World) -> None:
+async def commit(world: World, expect_good: Callable[[], None]) -> None:
     """Look at the candidate a last time, then QUIT the old master: the point of no return.
 
-    Raises OperationFailed, and nothing was sent, when the candidate does not hold up. Cancelling
-    has no effect between the last look and the signal: there is no checkpoint.
+    Raises OperationFailed, and nothing was sent, when the candidate does not hold up, or when
+    `expect_good` raises it. Cancelling has no effect between the last look and the signal: there
+    is no checkpoint.
     """
     run, old, candidate = world.run, world.active, world.candidate
     assert run is not None
@@ -100,6 +102,7 @@ async def commit(world: World) -> None:
             raise OperationFailed(run.not_settled.reason, run.not_settled.detail)
     await settle_pid_file(world, candidate)
     _expect_workers(candidate)
+    expect_good()
     if candidate.master.stopped:
         raise OperationFailed("candidate_stopped", "the candidate's master is stopped (SIGSTOP)")
     if old is not None:

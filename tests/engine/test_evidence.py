@@ -279,6 +279,10 @@ async def test_the_last_look_waits_for_probes_that_have_not_answered_yet(
         await trio.sleep(2)
         scene.see(PASS)
     assert trio.current_time() - began == 2
+    scene.evidence.expect_good()
+    scene.see(FAIL)
+    with pytest.raises(OperationFailed):
+        scene.evidence.expect_good()
 
 
 @pytest.mark.parametrize(
