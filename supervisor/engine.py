@@ -368,6 +368,8 @@ class Engine:
             case actions.Attach(request):
                 self._attach(request)
             case actions.Refuse(request=request, reason=reason, detail=detail):
+                if reason == "not_running" and (left := self.next_start()) is not None:
+                    detail = f"{detail} (else in {left:.1f} s)"
                 await self._refuse(request, reason, detail)
             case actions.Complete(request=request, detail=detail):
                 self._answer(request, "done", "done", detail)
@@ -465,8 +467,6 @@ class Engine:
 
     async def _refuse(self, request: int, reason: str, detail: str) -> None:
         """A refusal of an upgrade is a verdict with an id of its own, in the history too."""
-        if reason == "not_running" and (left := self.next_start()) is not None:
-            detail = f"{detail} (else in {left:.1f} s)"
         waiter = self._waiters.get(request)
         self._log.warning("request.refused", reason=reason, detail=detail)
         if waiter is not None and isinstance(waiter.command, commands.Upgrade | commands.Rollback):
