@@ -16,7 +16,7 @@ from supervisor.core.actions import Watch
 from supervisor.core.errors import OperationFailed
 from supervisor.core.events import CandidateHealthy, Event, Triggered
 from supervisor.core.observation import Observation
-from supervisor.core.policy import Criterion, Health, HealthState, Judge
+from supervisor.core.policy import SETTLE, Criterion, Health, HealthState, Judge
 from supervisor.core.server_blocks import why_not_traceable
 from supervisor.edges.generation import Generation
 from supervisor.edges.linux import UNKNOWN_EXIT
@@ -171,8 +171,8 @@ class Evidence:
         return health.passes > 0 and health.state is not HealthState.DOWN
 
     async def _hear(self, names: Iterable[str], silent: Callable[[], bool]) -> None:
-        """Return when `silent()` is over, at most after the longest timeout of `names`."""
-        longest = max((self._probes[name].timeout for name in names), default=0.0)
+        """Return when `silent()` is over, at most a while after the longest timeout of `names`."""
+        longest = max((self._probes[name].timeout for name in names), default=SETTLE)
         with trio.move_on_after(longest + GRACE):
             while silent():
                 await self._heard.wait()
@@ -284,13 +284,12 @@ class Evidence:
         """Return when the evidence of the soak is for a commit; raises OperationFailed.
 
         A probe that has not been heard since the shift, as the soak was too short for that, is
-        asking already: it gets its timeout. Where no probe judges, this takes no time.
+        asking already: it gets its timeout. The end of a worker is waited for until it is
+        understood. Where no probe judges and no worker has ended, this takes no time.
         """
         judge = self._judge
-        if judge is None:
-            return
-        if judge.unheard:
-            await self._hear(judge.unheard, lambda: bool(judge.unheard) and not judge.trigger)
+        if judge is not None:
+            await self._hear(judge.unheard, lambda: judge.undecided)
         self.expect_good()
 
     def expect_good(self) -> None:

@@ -226,6 +226,11 @@ class Judge:
         """The probes that judge and have not been heard of."""
         return frozenset(self._judging) - self._heard.keys()
 
+    @property
+    def undecided(self) -> bool:
+        """A little more time may still show something: a first answer, or why a worker ended."""
+        return self.trigger is None and bool(self.unheard or self._ended)
+
     def last_look(self) -> Trigger | None:
         """What speaks against a commit now: more than what condemns at any other time."""
         if self.trigger is not None:

@@ -238,6 +238,19 @@ def test_the_last_look_looks_at_every_probe_that_judges() -> None:
     assert judge(quiet).last_look() is None
 
 
+def test_an_end_that_is_not_understood_is_worth_waiting_for() -> None:
+    made = judge()
+    assert made.undecided
+    made.observe(seen(PASS))
+    assert not made.undecided
+    made.worker_exited(11, code=None, signal=None, draining=False, at=1.0)
+    assert made.undecided
+    made.census(frozenset({12, 13}), at=2.0)
+    assert not made.undecided
+    assert made.last_look() == made.trigger
+    assert reason(made) == "worker_died"
+
+
 def test_the_last_look_repeats_what_has_condemned() -> None:
     made = judge()
     made.observe(seen(PASS))

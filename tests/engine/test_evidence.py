@@ -18,11 +18,12 @@ from supervisor.core.errors import OperationFailed
 from supervisor.core.events import CandidateHealthy, Event, Triggered
 from supervisor.core.observation import Observation, Outcome
 from supervisor.core.probe_settings import ExecProbe, ProbeSettings, TcpAddress, TcpProbe
+from supervisor.edges.linux import ExitStatus
 from supervisor.edges.probe_listener import Sharing
 from supervisor.edges.probes import Aim, Prober
 from supervisor.evidence import GRACE, Evidence
 from supervisor.operations.world import World
-from supervisor.watch import Counted
+from supervisor.watch import Counted, WorkerExited
 
 PASS, FAIL, UNSURE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
 HOME = TcpProbe(name="home", address=TcpAddress("127.0.0.1", 80), timeout=3.0)
@@ -327,6 +328,21 @@ async def test_the_last_look_sees_what_happens_while_it_waits(
 async def expect_no_workers(evidence: Evidence) -> None:
     assert (await failing(evidence)).reason == "no_workers"
     assert trio.current_time() <= 2
+
+
+async def test_the_last_look_waits_until_the_end_of_a_worker_is_understood(
+    autojump_clock: MockClock,
+) -> None:
+    scene = await soaking()
+    began = trio.current_time()
+    scene.evidence.see(
+        WorkerExited(
+            generation=NEW, pid=11, status=ExitStatus(code=None, signal=None), draining=False,
+            at=began,
+        )
+    )  # fmt: skip
+    await scene.evidence.last_look()  # nobody counts here: it is not waited for without end
+    assert 0 < trio.current_time() - began < 1
 
 
 async def test_without_a_candidate_there_is_nothing_to_look_at() -> None:
