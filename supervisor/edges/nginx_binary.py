@@ -49,6 +49,8 @@ _UNPRIVILEGED_PORT = 8000
 _MISMATCH = re.compile(
     r"module \".*\" version \d+ instead of \d+|is not binary compatible|dlopen\(\) "
 )
+# With the time and the pid where its own log could not be opened, which is an alert and no cause.
+_CAUSE = re.compile(r"^(?:\w+: |[\d/]+ [\d:]+ )\[emerg\] (?:\d+#\d+: )?(?P<what>.*)", re.MULTILINE)
 _ERROR_LINE = re.compile(r"^nginx: (?:\[(?:emerg|alert|crit)\] .*|invalid option.*)", re.MULTILINE)
 _PASSED_ON = "TZ"
 
@@ -206,8 +208,7 @@ def rejection(
     uses a module that this build lacks, told by nginx's words and the two builds. Else
     `config_rejected`.
     """
-    match = _ERROR_LINE.search(said)
-    line = (match[0] if match else said.strip())[:_DETAIL]
+    line = _cause(said)[:_DETAIL]
     if _MISMATCH.search(line):
         return Refusal(
             "module_mismatch",
@@ -226,6 +227,13 @@ def rejection(
         f"cannot run {path} with the configuration on disk: {line};"
         " correct it, then test it with the same binary and -t",
     )
+
+
+def _cause(said: str) -> str:
+    if cause := _CAUSE.search(said):
+        return f"nginx: [emerg] {cause['what']}"
+    line = _ERROR_LINE.search(said)
+    return line[0] if line else said.strip()
 
 
 def _missing_module(

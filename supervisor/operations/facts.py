@@ -18,7 +18,7 @@ from supervisor.edges import procfs
 from supervisor.edges.env_directives import env_directives
 from supervisor.edges.generation import Generation, Program
 from supervisor.edges.nginx_binary import dump_config, upgrade_environment, version_of
-from supervisor.edges.old_files import NO_VIEW, with_old_files
+from supervisor.edges.old_files import with_old_files
 from supervisor.edges.pidfile import remove_empty
 from supervisor.edges.sources import mapped_file
 from supervisor.operations.world import EnvSeen, World, files_signature
@@ -153,8 +153,9 @@ def _says_nothing(refusal: Refusal, old_files: Mapping[str, Path]) -> bool:
     """The test has failed by itself: without the modules that the running master has loaded."""
     if refusal.reason == "module_mismatch":
         return any(path in refusal.detail for path in old_files)
-    not_run = refusal.reason.startswith("binary_") and sys.executable in refusal.detail
-    return not_run or NO_VIEW in refusal.detail
+    if refusal.reason == "config_rejected":  # nginx has not come so far as to say why
+        return "[emerg]" not in refusal.detail
+    return refusal.reason.startswith("binary_") and sys.executable in refusal.detail
 
 
 def program_of(world: World, pid: int) -> str:

@@ -151,3 +151,8 @@ def test_a_reload_after_a_package_has_arrived(oldest: Build, newest: Build, pyth
         checks.assert_one_generation(nginx)
         tested = "reload.not_tested" not in nginx.log_text()
         assert tested == (python != "/nowhere")
+        if tested:
+            one.config.write_text(f"no_such_directive on;\n{one.config.read_text()}")
+            answer = nginx.ctl("reload")
+            assert answer.reason == "config_rejected"
+            assert "no_such_directive" in answer.last["detail"]

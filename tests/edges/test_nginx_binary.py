@@ -156,6 +156,21 @@ def test_rejections(
     assert line in refusal.detail
 
 
+@pytest.mark.parametrize("name", ["nginx", "angie"])
+@pytest.mark.parametrize("with_time", [False, True])
+def test_an_alert_about_its_log_hides_no_cause(name: str, *, with_time: bool) -> None:
+    """As of an unprivileged nginx, whose compiled-in error log is root's."""
+    cause = 'module "/m.so" version 1026003 instead of 1018000 in /c:1'
+    line = f"{name}: [emerg] {cause}"
+    if with_time:
+        line = f"2026/11/24 07:45:46 [emerg] 15045#15045: {cause}"
+    alert = f'{name}: [alert] could not open error log file: open() "/log" failed (13: so)'
+    refusal = rejection(Path("/n"), f"{alert}\n{line}\n{name}: test failed\n")
+    assert refusal.reason == "module_mismatch"
+    assert f": nginx: [emerg] {cause};" in refusal.detail
+    assert "[alert]" in rejection(Path("/n"), alert.replace(name, "nginx")).detail
+
+
 async def test_only_the_given_environment_and_descriptors(tmp_path: Path) -> None:
     script = tmp_path / "show"
     script.write_text(
