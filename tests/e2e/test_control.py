@@ -8,13 +8,13 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
 
+from supervisor import wire
 from tests.e2e.harness import checks, site, supervised
-from tests.e2e.harness.bare import until
 from tests.e2e.harness.site import sha256
 from tests.e2e.harness.supervised import COMMANDS, Supervised
 from tests.foreign import varlink_python
@@ -58,16 +58,22 @@ def test_hundreds_of_bad_messages_in_the_middle_of_an_upgrade(oldest: Build, new
 
 
 def test_seventy_followers_keep_nobody_out(oldest: Build) -> None:
-    with supervising(oldest) as nginx:
-        followers = [nginx.begin("events", "--follow") for _ in range(70)]
-        try:
-            until("followers", lambda: sum(one.poll() is not None for one in followers) >= 6)
-            for _ in range(3):
-                assert nginx.status()["state"] == "running"
-        finally:
-            for one in followers:
-                one.kill()
-                one.communicate()
+    call = wire.encode_call(f"{wire.INTERFACE}.Events", {"follow": True}, more=True)
+    with supervising(oldest) as nginx, ExitStack() as opened:
+        followers = []
+        for _ in range(70):
+            stream = opened.enter_context(socket.socket(socket.AF_UNIX))
+            stream.settimeout(10)
+            stream.connect(str(nginx.socket))
+            stream.sendall(call)
+            assert stream.recv(10)
+            followers.append(stream)
+        for _ in range(3):
+            assert nginx.status()["state"] == "running"
+        received = b""
+        while data := followers[0].recv(1 << 16):
+            received += data
+        assert b"Busy" in received, "the oldest is told why it is dropped"
 
 
 VARLINK = """
