@@ -105,11 +105,11 @@ async def watch(
         await process.wait_exited()
         status = await process.exit_status()
         watched.discard(process.pid)
+        if generation.workers.get(process.pid) is not process:
+            return  # it has turned out to be the new master
         if not generation.ready:
             generation.ended[process.pid] = status  # whoever waits for it must know
-        known = generation.workers.pop(process.pid, None)
-        if known is not None:
-            known.close()
+        generation.workers.pop(process.pid).close()
         see(
             WorkerExited(
                 generation=generation.id, pid=process.pid, status=status,

@@ -69,7 +69,7 @@ class Generation:
 
     def brood(self) -> procfs.Brood:
         """The living workers now by kind, orphans as well; new ones are remembered by pidfd."""
-        known = {pid for pid, one in self.workers.items() if one.alive}
+        known = {pid for pid, one in self.workers.items() if _is_worker(one)}
         # A dead master has no children, and its pid may be somebody else's by now.
         born = set(procfs.children(self.master.pid)) if self.alive else set()
         return procfs.brood_of(sorted(known | born))
@@ -94,6 +94,8 @@ class Generation:
     def look(self) -> procfs.Brood:
         """`brood`, with everything that it shows remembered."""
         brood = self.brood()
+        for pid in brood.masters & self.workers.keys():
+            self.workers.pop(pid).close()  # it was seen before it became the new master
         self.remember(brood.all_but_masters)
         if self.executable is None:
             self._learn_executable()
@@ -110,17 +112,18 @@ class Generation:
     def signal_workers(self, what: signal.Signals, pids: Iterable[int] | None = None) -> None:
         """Signal the known workers (or those of `pids`) directly."""
         for pid, process in list(self.workers.items()):
-            if pids is None or pid in pids:
+            if (pids is None or pid in pids) and _is_worker(process):
                 process.send(what)
 
     @property
     def gone(self) -> bool:
         """Neither the master nor any known worker lives."""
-        return not self.alive and not any(one.alive for one in self.workers.values())
+        return not self.alive and not any(_is_worker(one) for one in self.workers.values())
 
     async def any_exit(self) -> None:
         """Return when the master or a known worker exits, at once when none is left."""
-        living = [one for one in (self.master, *self.workers.values()) if one.alive]
+        living = [one for one in self.workers.values() if _is_worker(one)]
+        living += [self.master] if self.master.alive else []
         async with trio.open_nursery() as nursery:
 
             async def wait(process: Process) -> None:
@@ -145,6 +148,16 @@ class Generation:
         for process in self.workers.values():
             process.close()
         self.workers.clear()
+
+
+def _is_worker(process: Process) -> bool:
+    """It lives, and has not exec'd since it was seen.
+
+    A new master begins as a fork of the old one, and was perhaps looked at in that very moment: it
+    must never be waited for, or told to leave, as a worker of the old one.
+    """
+    stat = procfs.read_stat(process.pid)
+    return stat is not None and stat.alive and stat.start == process.start and not stat.has_execed
 
 
 def take_listeners(process: Process) -> list[int]:

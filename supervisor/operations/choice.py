@@ -62,9 +62,10 @@ def _wanted(world: World, rescue: bool, cold: bool) -> StoredVersion | None:  # 
 
 def _before(world: World, stored: str) -> StoredVersion | None:
     """What ran before the version `stored`, which may be the same: a library was replaced then."""
-    retiring = world.generations.with_role(Role.RETIRING)
-    if retiring is not None and retiring.program.stored is not None:
-        return world.store.get(retiring.program.stored)
+    for one in reversed(list(world.generations)):
+        # The one that died is set aside as well by now, but nobody has told it to leave.
+        if one.role is Role.RETIRING and one.told_to_stop and one.program.stored is not None:
+            return world.store.get(one.program.stored)
     return world.store.previous_good(stored)
 
 

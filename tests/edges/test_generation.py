@@ -201,3 +201,51 @@ async def test_datagram_listeners() -> None:
         other.wait()
         assert take_listeners(process) == []
         process.close()
+
+
+FORKS = """
+import os, sys
+child = os.fork()
+if child == 0:
+    sys.stdin.readline()
+    os.execv("/bin/sleep", ["sleep", "600"])
+print(child, flush=True)
+os.wait()
+"""
+
+
+@pytest.mark.parametrize("look_again", [True, False])
+async def test_a_new_master_seen_as_a_fork_is_no_worker(*, look_again: bool) -> None:
+    """It was waited for as one, and told TERM at the end of the drain."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", FORKS], stdin=pipe, stdout=pipe) as master:
+        assert master.stdin is not None
+        assert master.stdout is not None
+        child = int(master.stdout.readline())
+        process = Process.open(master.pid)
+        new = Process.open(child)
+        assert process is not None
+        assert new is not None
+        generation = Generation(
+            id=1, role=Role.ACTIVE, master=process, program=Program(version="", sha256="", path="")
+        )
+        assert generation.look().starting == {child}
+        assert set(generation.workers) == {child}
+        master.stdin.write(b"\n")
+        master.stdin.flush()
+        await until("exec", lambda: procfs.classify(child) is procfs.ChildKind.MASTER)
+        if look_again:
+            assert generation.look().masters == {child}
+            assert generation.workers == {}
+        master.kill()
+        await process.wait_exited()
+        generation.exit = UNKNOWN_EXIT
+        assert generation.gone
+        with trio.fail_after(LIMIT):
+            await generation.all_exited()
+        generation.signal_workers(signal.SIGTERM)
+        assert new.alive
+        new.send(signal.SIGKILL)
+        await new.wait_exited()
+        generation.close()
+        new.close()
