@@ -497,7 +497,7 @@ class Engine:
         except SupervisorError as exc:
             self._log.error("verdict.not_recorded", reason=exc.reason, detail=exc.detail)
             detail = f"{verdict['detail']} (this verdict is not in the history: {exc.detail})"
-            told = {"event": "verdict", **verdict, "detail": detail}
+            told = {"event": "verdict", **_OF_NO_UPGRADE, **verdict, "detail": detail}
             del told["of_running"]
             return told
 
