@@ -99,14 +99,14 @@ def open_claimed(world: World, path: Path) -> Process | None:
     process = Process.open(claim.pid)
     if process is None:
         return None
-    if not _is_this_nginx(world, claim.pid):
+    if not is_this_nginx(world, claim.pid):
         process.close()
         world.log.warning("pid_file.foreign", path=str(path), pid=claim.pid)
         return None
     return process
 
 
-def _is_this_nginx(world: World, pid: int) -> bool:
+def is_this_nginx(world: World, pid: int) -> bool:
     """Whether `pid` is a master that runs the configured binary with the configured configuration.
 
     Its title has the arguments that it was started with. One without -c is told by its binary.

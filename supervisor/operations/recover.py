@@ -23,7 +23,7 @@ from supervisor.edges.launch import find_leftovers
 from supervisor.edges.process import Process
 from supervisor.edges.pulse import Pulse
 from supervisor.edges.runtime_state import RuntimeState
-from supervisor.operations.adoption import adopt_by_pid_file, adopt_known
+from supervisor.operations.adoption import adopt_by_pid_file, adopt_known, is_this_nginx
 from supervisor.operations.facts import Facts, read_facts, settings_argv
 from supervisor.operations.world import POLL, UpgradeRun, World
 
@@ -128,12 +128,20 @@ def _settle_roles(world: World, history: History) -> None:
 
 
 async def _facts(world: World) -> Facts | None:
-    """A configuration that is broken now must not keep a living nginx from being adopted."""
+    """A configuration that is broken now must not keep a living nginx from being adopted.
+
+    Nor a package that is installed by half: then what runs is asked instead of what is on disk.
+    """
+    argv = settings_argv(world)
     try:
-        return await read_facts(world, world.settings.nginx.binary, settings_argv(world))
+        return await read_facts(world, world.settings.nginx.binary, argv)
     except SupervisorError as exc:
         world.log.warning("recover.configuration", reason=exc.reason, detail=exc.detail)
-        return None
+    for pid in procfs.everyone():
+        if is_this_nginx(world, pid):
+            with contextlib.suppress(SupervisorError):
+                return await read_facts(world, f"/proc/{pid}/exe", argv)
+    return None
 
 
 def _run_of(world: World, record: Mapping[str, object]) -> UpgradeRun:

@@ -147,6 +147,29 @@ def test_a_binary_that_was_replaced_before_the_adoption(oldest: Build, newest: B
         checks.assert_settled(nginx, oldest, sha256(oldest.path))
 
 
+@pytest.mark.parametrize("broken", ["binary", "configuration"])
+def test_what_is_on_disk_cannot_be_used_at_the_adoption(oldest: Build, broken: str) -> None:
+    """A package is installed by half, say; what runs is adopted all the same."""
+    with site.make(oldest, Options(daemon="on")) as one, supervised.on(one) as nginx:
+        pid = by_hand(nginx)
+        kept = one.folder / "kept"
+        if broken == "binary":
+            os.link(one.binary, kept)
+            put(Path("/bin/true"), one.binary)
+            nginx.start()
+            kept.rename(one.binary)
+        else:
+            nginx.start()
+            until("on record", (one.folder / "state" / "masters.json").exists)
+            nginx.die()
+            text = one.config.read_text()
+            one.config.write_text("broken")
+            nginx.start()
+            one.config.write_text(text)
+        assert [seen.pid for seen in nginx.masters()] == [pid]
+        checks.assert_settled(nginx, oldest, sha256(oldest.path))
+
+
 # --- a supervisor that dies in the middle ----------------------------------------------------
 
 
