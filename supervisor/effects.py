@@ -14,13 +14,12 @@ from supervisor.core import commands
 from supervisor.core.actions import Operation, Run, Watch
 from supervisor.core.errors import SupervisorError
 from supervisor.core.events import InterruptedUpgrade, Succeeded
-from supervisor.core.model import Phase, State, Verdict
+from supervisor.core.model import Phase, State, Verdict, public_state
 from supervisor.core.rollback import Limits
 from supervisor.edges.journal import History
 from supervisor.edges.notify import Notifier
 from supervisor.edges.procfs import boot_id
 from supervisor.edges.runtime_state import KnownMaster, RuntimeState
-from supervisor.engine import public_state
 from supervisor.evidence import Evidence
 from supervisor.operations import ending, preflight, recover, reload, rollback, shift, spawn, start
 from supervisor.operations.world import UpgradeRun, World

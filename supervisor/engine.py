@@ -9,10 +9,10 @@ are fsynced, so that a power cut cannot take them either, is in docs/adr/0005.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -20,88 +20,12 @@ from supervisor.core import actions, commands, events
 from supervisor.core.errors import Refusal, SupervisorError
 from supervisor.core.machine import step
 from supervisor.core.model import UPGRADING, Phase, State, Timer, Verdict
+from supervisor.waiters import OF_NO_UPGRADE, Reply, Waiters
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-Reply = dict[str, object]
-Operate = Callable[[actions.Run, State], Awaitable[events.Succeeded]]
-
-_REPLY_BUFFER = 1024
-"""Replies that a slow client may be behind; one that is further behind misses progress lines."""
-
-
-class Effects(Protocol):
-    """What the engine needs done; implemented by `supervisor.effects`, faked in tests."""
-
-    async def operate(self, run: actions.Run, state: State) -> events.Succeeded:
-        """Carry out a long operation. Raises SupervisorError; cancelled on a change of phase."""
-        ...
-
-    async def record(self, before: State, after: State) -> None:
-        """Put a transition of an upgrade in the journal: a successor of this process finds it.
-
-        Fsynced where a power cut must not take it: before the preflight, which changes files, and
-        before the spawning, which sends the first signal. Raises SupervisorError.
-        """
-        ...
-
-    def begin(self, state: State) -> None:
-        """An upgrade was accepted."""
-        ...
-
-    def aim(self, watch: actions.Watch) -> None:
-        """Aim the probes."""
-        ...
-
-    async def pronounce(self, verdict: Mapping[str, object]) -> Reply:
-        """Put a verdict on disk, close the upgrade's journal; the verdict as it is told."""
-        ...
-
-    async def reload(self) -> tuple[str, str]:
-        """Reload the active generation; reason and detail.
-
-        Raises Refusal where nothing was changed, OperationFailed where HUP was sent in vain.
-        """
-        ...
-
-    def reopen(self) -> str:
-        """Have every living master reopen its logs; what was done. Raises Refusal if none is."""
-        ...
-
-    async def retire(self, generation: int) -> None:
-        """Return when `generation` is gone."""
-        ...
-
-    def hasten(self) -> None:
-        """End the drains that run."""
-        ...
-
-    def settled(self, state: State) -> None:
-        """The state has changed; publish it (service manager, roles of generations)."""
-        ...
-
-
-@dataclass(slots=True)
-class _Waiter:
-    send: trio.MemorySendChannel[Reply]
-    command: commands.Command
-    accepted_at: float
-    upgrade_id: str = ""
-
-    def tell(self, reply: Reply) -> None:
-        """Tell what goes on; one that is too far behind misses it, and never the final reply."""
-        if self.send.statistics().current_buffer_used < _REPLY_BUFFER - 1:
-            self._send(reply)
-
-    def finish(self, reply: Reply) -> None:
-        """Give the final reply."""
-        self._send(reply)
-        self.send.close()
-
-    def _send(self, reply: Reply) -> None:
-        with suppress(trio.BrokenResourceError):  # it has hung up
-            self.send.send_nowait(reply)
+    from supervisor.ports import Effects
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,15 +63,9 @@ class Engine:
         self._operation_over: trio.Event | None = None
         self._timers: list[trio.CancelScope] = []
         self._next_start: float | None = None
-        self._waiters: dict[int, _Waiter] = {}
-        self._for_verdict: list[int] = []
-        self._for_settlement: list[int] = []
-        self._next_request = 1
-        self._listening = 0  # callers that have not left `submit`
-        self._all_told = trio.Event()
+        self._waiters = Waiters()
         self._phase_since = clock()
         self._nursery: trio.Nursery | None = None
-        self._over = False
 
     # --- in ---------------------------------------------------------------------------------
 
@@ -164,31 +82,19 @@ class Engine:
         Leaving the block (a client that hangs up) never cancels what was begun. A channel that
         ends without a final reply means that the supervisor ends.
         """
-        send, receive = trio.open_memory_channel[Reply](_REPLY_BUFFER)
-        number = self._next_request
-        self._next_request += 1
         upgrade_id = ""
         if isinstance(command, commands.Upgrade | commands.Rollback):
             upgrade_id = self._new_upgrade_id()
-        if self._over:
-            send.close()
-        else:
-            self._waiters[number] = _Waiter(send, command, self._clock(), upgrade_id)
-            self.post(events.Requested(request=number, command=command, upgrade_id=upgrade_id))
-        self._listening += 1
-        try:
-            async with receive:
-                yield receive
-        finally:
-            self._listening -= 1
-            self._all_told.set()
+        waiting = self._waiters.listen(command, at=self._clock(), upgrade_id=upgrade_id)
+        async with waiting as (number, replies):
+            if number is not None:
+                asked = events.Requested(request=number, command=command, upgrade_id=upgrade_id)
+                self.post(asked)
+            yield replies
 
     async def wait_told(self, seconds: float) -> None:
         """Return when every caller has taken its last reply; at most after `seconds`."""
-        with trio.move_on_after(seconds):
-            while self._listening:
-                self._all_told = trio.Event()
-                await self._all_told.wait()
+        await self._waiters.wait_told(seconds)
 
     def elapsed(self) -> tuple[float, float]:
         """Seconds of the running upgrade so far, and of the phase that it is in."""
@@ -219,7 +125,7 @@ class Engine:
                 code = await self._listen()
                 nursery.cancel_scope.cancel()
         finally:
-            self._dismiss()
+            self._waiters.dismiss()
         return code
 
     async def _listen(self) -> int:
@@ -231,13 +137,6 @@ class Engine:
                 continue
             await self._handle(posted.event)
         return self.exit_code
-
-    def _dismiss(self) -> None:
-        """Whoever still waits learns by the end of the channel that the supervisor ends."""
-        self._over = True
-        for waiter in self._waiters.values():
-            waiter.send.close()
-        self._waiters.clear()
 
     async def _handle(self, event: events.Event) -> None:
         before = self.state
@@ -315,7 +214,7 @@ class Engine:
         tell = self._log.error if after.phase is Phase.DEGRADED else self._log.info
         tell(name, **fields)
         if after.upgrade is not None:
-            self._tell_verdict_waiters(
+            self.progress(
                 {
                     "event": "phase",
                     "phase": after.phase.value,
@@ -325,14 +224,9 @@ class Engine:
                 }
             )
 
-    def _tell_verdict_waiters(self, reply: Reply) -> None:
-        for number in self._for_verdict:
-            if number in self._waiters:
-                self._waiters[number].tell(reply)
-
     def progress(self, reply: Reply) -> None:
         """Tell everyone who waits for the running upgrade what was seen."""
-        self._tell_verdict_waiters(reply)
+        self._waiters.progress(reply)
 
     # --- out --------------------------------------------------------------------------------
 
@@ -355,16 +249,7 @@ class Engine:
                 self._timers.append(scope)
                 nursery.start_soon(self._wait_timer, timer, seconds, scope, self._phase_number)
             case actions.BeginUpgrade(request):
-                self.phase_times = {}
-                self._for_verdict = [request]
-                self._effects.begin(self.state)
-                assert self.state.upgrade is not None
-                self._tell_verdict_waiters(
-                    {"event": "accepted", "upgrade_id": self.state.upgrade.id}
-                )
-                self._tell_verdict_waiters(
-                    {"event": "phase", "phase": "preflight", "upgrade_id": self.state.upgrade.id}
-                )
+                self._begin(request)
             case actions.Attach(request):
                 self._attach(request)
             case actions.Refuse(request=request, reason=reason, detail=detail):
@@ -374,12 +259,7 @@ class Engine:
             case actions.Complete(request=request, detail=detail):
                 self._answer(request, "done", "done", detail)
             case actions.Settle(ok=ok, reason=reason, detail=detail):
-                if not ok and self.state.phase is Phase.BACKOFF:
-                    delay = self.state.restarts.last_delay
-                    detail = f"{detail}; the supervisor tries again in {delay:g} s"
-                waiting, self._for_settlement = self._for_settlement, []
-                for request in waiting:
-                    self._answer(request, "done" if ok else "failed", reason, detail)
+                self._settle(reason, detail, ok=ok)
             case actions.Pronounce():
                 await self._pronounce(action)
             case actions.ReportIncident(reason=reason, detail=detail):
@@ -387,10 +267,7 @@ class Engine:
             case actions.ReloadActive(request):
                 nursery.start_soon(self._reload, request)
             case actions.ReopenLogs(request):
-                try:
-                    self._answer(request, "done", "reopened", self._effects.reopen())
-                except SupervisorError as exc:
-                    await self._refuse(request, exc.reason, exc.detail)
+                await self._reopen(request)
             case actions.Retire(generation=generation):
                 nursery.start_soon(self._retire, generation)
             case actions.HastenDrain():
@@ -429,9 +306,7 @@ class Engine:
             self._send.send_nowait(_Posted(events.TimerFired(timer), phase=phase))
 
     async def _reload(self, request: int) -> None:
-        waiter = self._waiters.get(request)
-        if waiter is not None:
-            waiter.tell({"event": "accepted"})
+        self._waiters.accept(request)
         try:
             reason, detail = await self._effects.reload()
         except SupervisorError as exc:
@@ -444,6 +319,12 @@ class Engine:
             self._answer(request, "committed", reason, detail)
         self.post(events.ReloadEnded())
 
+    async def _reopen(self, request: int) -> None:
+        try:
+            self._answer(request, "done", "reopened", self._effects.reopen())
+        except SupervisorError as exc:
+            await self._refuse(request, exc.reason, exc.detail)
+
     async def _retire(self, generation: int) -> None:
         try:
             await self._effects.retire(generation)
@@ -455,15 +336,31 @@ class Engine:
 
     # --- answers ----------------------------------------------------------------------------
 
+    def _begin(self, request: int) -> None:
+        """An upgrade was accepted."""
+        upgrade = self.state.upgrade
+        assert upgrade is not None
+        self.phase_times = {}
+        self._waiters.attach(request, to_verdict=True)
+        self._effects.begin(self.state)
+        self._waiters.accept(request, upgrade_id=upgrade.id)
+        self.progress({"event": "phase", "phase": "preflight", "upgrade_id": upgrade.id})
+
     def _attach(self, request: int) -> None:
-        waiter = self._waiters[request]
-        undecided = self.state.upgrade is not None
+        waiter = self._waiters.get(request)
         follows = (commands.Promote, commands.Rollback, commands.Drain)
-        if undecided and isinstance(waiter.command, follows):
-            self._for_verdict.append(request)
-        else:
-            self._for_settlement.append(request)
-        waiter.tell({"event": "accepted"})
+        asked = None if waiter is None else waiter.command
+        to_verdict = self.state.upgrade is not None and isinstance(asked, follows)
+        self._waiters.attach(request, to_verdict=to_verdict)
+        self._waiters.accept(request)
+
+    def _settle(self, reason: str, detail: str, *, ok: bool) -> None:
+        """Answer everyone who waits for what is no upgrade."""
+        if not ok and self.state.phase is Phase.BACKOFF:
+            delay = self.state.restarts.last_delay
+            detail = f"{detail}; the supervisor tries again in {delay:g} s"
+        verdict = "done" if ok else "failed"
+        self._waiters.settle(verdict, reason, detail, at=self._clock())
 
     async def _refuse(self, request: int, reason: str, detail: str) -> None:
         """A refusal of an upgrade is a verdict with an id of its own, in the history too."""
@@ -473,7 +370,7 @@ class Engine:
             told = await self._put_on_disk(
                 {
                     "upgrade_id": waiter.upgrade_id,
-                    "operation": type(waiter.command).__name__.lower(),
+                    "operation": waiter.operation,
                     "verdict": Verdict.REFUSED.value,
                     "reason": reason,
                     "detail": detail,
@@ -482,7 +379,7 @@ class Engine:
                     "of_running": False,
                 }
             )
-            self._finish(request, told)
+            self._waiters.finish(request, told)
             return
         self._answer(request, "refused", reason, detail)
 
@@ -497,32 +394,12 @@ class Engine:
         except SupervisorError as exc:
             self._log.error("verdict.not_recorded", reason=exc.reason, detail=exc.detail)
             detail = f"{verdict['detail']} (this verdict is not in the history: {exc.detail})"
-            told = {"event": "verdict", **_OF_NO_UPGRADE, **verdict, "detail": detail}
+            told = {"event": "verdict", **OF_NO_UPGRADE, **verdict, "detail": detail}
             del told["of_running"]
             return told
 
     def _answer(self, request: int, verdict: str, reason: str, detail: str) -> None:
-        waiter = self._waiters.get(request)
-        elapsed = 0.0 if waiter is None else self._clock() - waiter.accepted_at
-        self._finish(
-            request,
-            {
-                "event": "verdict",
-                "verdict": verdict,
-                "reason": reason,
-                "detail": detail,
-                **_OF_NO_UPGRADE,
-                "elapsed_s": round(elapsed, 6),
-                "phases": {},
-            },
-        )
-
-    def _finish(self, request: int, reply: Reply) -> None:
-        waiter = self._waiters.pop(request, None)
-        if waiter is None:
-            return
-        name = type(waiter.command).__name__.lower()
-        waiter.finish({"operation": name, **reply})
+        self._waiters.answer(request, verdict, reason, detail, at=self._clock())
 
     async def _pronounce(self, verdict: actions.Pronounce) -> None:
         phases = {name: round(spent, 6) for name, spent in self.phase_times.items()}
@@ -537,13 +414,7 @@ class Engine:
             }
         )
         self._log.info("upgrade.verdict", **{k: v for k, v in told.items() if k != "event"})
-        waiting, self._for_verdict = self._for_verdict, []
-        for request in waiting:
-            self._finish(request, told)
-
-
-_OF_NO_UPGRADE = dict.fromkeys(("upgrade_id", "from_version", "to_version", "judged"))
-"""Every verdict has all fields of one, so that scripts need not ask which are there."""
+        self._waiters.pronounce(told)
 
 
 def _needs_record(action: actions.Action) -> bool:
@@ -567,20 +438,3 @@ def _fault(what: str, exc: Exception) -> str:
         f"cannot {what}: a fault in the supervisor ({type(exc).__name__}: {exc}); "
         "please report it with the log"
     )
-
-
-def public_state(state: State) -> str:
-    """The word of the contract for what the machine is in."""
-    return _PUBLIC[state.phase]
-
-
-_PUBLIC: Mapping[Phase, str] = {
-    Phase.STARTING: "starting",
-    Phase.IDLE: "running",
-    Phase.BACKOFF: "backoff",
-    Phase.STOPPING: "draining",
-    Phase.STOPPED: "stopped",
-    Phase.DEGRADED: "degraded",
-    Phase.DRAINING: "draining",
-    **dict.fromkeys(UPGRADING, "upgrading"),
-}

@@ -6,12 +6,11 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 
-from supervisor.core.model import UPGRADING, Phase, State
+from supervisor.core.model import UPGRADING, Phase, State, public_state
 from supervisor.edges import procfs
 from supervisor.edges.disk_binary import DiskBinary
 from supervisor.edges.generation import Generation, Role
 from supervisor.edges.resources import resources_of
-from supervisor.engine import public_state
 
 _ORDER = {Role.ACTIVE: 0, Role.CANDIDATE: 1, Role.RETIRING: 2}
 

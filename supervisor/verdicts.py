@@ -47,7 +47,7 @@ class Verdicts:
     # --- the journal ------------------------------------------------------------------------
 
     async def record(self, before: State, after: State) -> None:
-        """The transition, and what was known when it happened; see `engine.Effects.record`."""
+        """The transition, and what was known when it happened; see `ports.Effects.record`."""
         upgrade = after.upgrade or before.upgrade
         run = self._world.run
         if upgrade is None or after.upgrade is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -127,3 +128,20 @@ class State:
     reloading: bool = False
     waiting: tuple[tuple[int, Reload], ...] = field(default=())  # reloads that wait for a verdict
     exits: tuple[MasterExited, ...] = ()  # while an operation runs that brings a generation up
+
+
+def public_state(state: State) -> str:
+    """The word of the contract for what the machine is in."""
+    return _PUBLIC[state.phase]
+
+
+_PUBLIC: Mapping[Phase, str] = {
+    Phase.STARTING: "starting",
+    Phase.IDLE: "running",
+    Phase.BACKOFF: "backoff",
+    Phase.STOPPING: "draining",
+    Phase.STOPPED: "stopped",
+    Phase.DEGRADED: "degraded",
+    Phase.DRAINING: "draining",
+    **dict.fromkeys(UPGRADING, "upgrading"),
+}

@@ -88,8 +88,10 @@ def test_operations_do_not_know_who_calls_them(name: str) -> None:
         )
 
 
-def test_the_engine_knows_the_core_alone() -> None:
-    assert all(below(one, "supervisor.core") for one in ours(MODULES["supervisor.engine"]))
+@pytest.mark.parametrize("name", ["engine", "ports", "waiters"])
+def test_the_engine_knows_the_core_and_its_own_parts(name: str) -> None:
+    for imported in ours(MODULES[f"supervisor.{name}"]):
+        assert below(imported, "supervisor.core", "supervisor.ports", "supervisor.waiters")
 
 
 def test_only_the_wiring_imports_the_daemon() -> None:

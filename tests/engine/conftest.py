@@ -19,7 +19,8 @@ from supervisor.core.actions import Operation, Run
 from supervisor.core.events import Event, Succeeded
 from supervisor.core.model import Rules, State
 from supervisor.core.policy import RestartPolicy
-from supervisor.engine import Engine, Reply
+from supervisor.engine import Engine
+from supervisor.waiters import Reply
 from tests.fakes import FakeEffects, Held
 
 FRESH = State(rules=Rules(), restarts=RestartPolicy())

@@ -21,8 +21,9 @@ from supervisor.core.events import (
     TimerFired,
     Triggered,
 )
-from supervisor.core.model import Phase, Timer
-from supervisor.engine import _REPLY_BUFFER, _Posted, public_state
+from supervisor.core.model import Phase, Timer, public_state
+from supervisor.engine import _Posted
+from supervisor.waiters import _REPLY_BUFFER
 from tests.engine.conftest import FRESH, Client, Running, engine_with
 from tests.fakes import FakeEffects, Held, failed
 
