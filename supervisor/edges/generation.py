@@ -68,11 +68,12 @@ class Generation:
         return self.exit is None and self.master.alive
 
     def brood(self) -> procfs.Brood:
-        """The living workers now by kind, orphans as well; new ones are remembered by pidfd."""
-        known = {pid for pid, one in self.workers.items() if _is_worker(one)}
+        """The living processes of it now by kind, orphans as well."""
         # A dead master has no children, and its pid may be somebody else's by now.
         born = set(procfs.children(self.master.pid)) if self.alive else set()
-        return procfs.brood_of(sorted(known | born))
+        # Those that are nobody's child by now are told by when they began.
+        lost = {pid: one.start for pid, one in self.workers.items() if pid not in born}
+        return procfs.brood_of(born | lost.keys(), lost)
 
     def remember(self, pids: Iterable[int]) -> list[Process]:
         """Hold `pids` from now on; the ones that are new."""
@@ -96,7 +97,7 @@ class Generation:
         brood = self.brood()
         for pid in brood.masters & self.workers.keys():
             self.workers.pop(pid).close()  # it was seen before it became the new master
-        self.remember(brood.all_but_masters)
+        self.remember(brood.all_but_masters - self.workers.keys())
         if self.executable is None:
             self._learn_executable()
         return brood

@@ -8,6 +8,7 @@ tells a fork from a process that has exec'd (include/linux/sched.h).
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from signal import Signals
@@ -148,10 +149,10 @@ class ChildKind(Enum):
     DEAD = "dead"
 
 
-def classify(pid: int) -> ChildKind:
-    """What the child `pid` of a master is now."""
+def classify(pid: int, start: int | None = None) -> ChildKind:
+    """What the child `pid` of a master is now; dead where it did not begin at `start`."""
     stat = read_stat(pid)
-    if stat is None or not stat.alive:
+    if stat is None or not stat.alive or (start is not None and stat.start != start):
         return ChildKind.DEAD
     if stat.has_execed:
         return ChildKind.MASTER
@@ -184,11 +185,14 @@ class Brood:
         return self.accepting | self.draining | self.starting | self.cache
 
 
-def brood_of(pids: list[int]) -> Brood:
-    """`pids`, which are or were children of one master, by kind; the dead ones left out."""
+def brood_of(pids: Iterable[int], starts: Mapping[int, int] | None = None) -> Brood:
+    """`pids`, which are or were children of one master, by kind; the dead ones left out.
+
+    `starts` says when those began that may have been given away again.
+    """
     kinds: dict[ChildKind, set[int]] = {kind: set() for kind in ChildKind}
     for pid in pids:
-        kinds[classify(pid)].add(pid)
+        kinds[classify(pid, None if starts is None else starts.get(pid))].add(pid)
     return Brood(
         accepting=frozenset(kinds[ChildKind.ACCEPTING]),
         draining=frozenset(kinds[ChildKind.DRAINING]),
