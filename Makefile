@@ -18,7 +18,7 @@ help:
 	@echo 'make test-pairs  the end-to-end tests between all pairs of versions (with NGINX_BUILDS, test does that)'
 	@echo 'make demo    a live nginx is upgraded, then four bad builds are rolled back (about 30 s)'
 	@echo 'make run     the supervisor in the foreground with a sample site, to try things by hand'
-	@echo 'make bench   what the supervisor adds to the time of an upgrade'
+	@echo 'make bench   what the supervisor adds to the time of an upgrade; what a status and the libraries cost'
 	@echo 'make check   ruff and mypy only'
 	@echo 'make venv    the virtual environment;  make nginx: the nginx builds (both done by the others)'
 	@echo 'make clean   removes .venv and tool caches; the nginx builds stay in the cache folder'
@@ -61,6 +61,8 @@ run: nginx
 
 bench: nginx
 	@$(PY) -m bench.upgrade_overhead
+	@$(PY) -m bench.cli_startup --installed
+	@$(PY) -m bench.dependencies
 
 clean:
 	@rm -rf $(VENV) .venv.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist *.egg-info

@@ -9,8 +9,8 @@ probes. What is compared:
 upgrade   from the end of the preflight to the end of the old master. The script begins with USR2;
           the supervisor's preflight (copying, hashing, testing, and the journal's record of what
           follows) is left out and shown beside it; installing the binary and all checks are in.
-rollback  from the decision, when only the new generation accepts, to the end of the new master. The
-          script has decided already; the supervisor's begins with the operator's call on its socket.
+rollback  from the decision, when only the new generation accepts, to the end of the new master.
+          The script has decided already; the supervisor's begins with the call on its socket.
 
 Every even upgrade goes back to the older version, so that both directions are in the medians.
 """
