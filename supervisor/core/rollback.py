@@ -164,11 +164,22 @@ def _end_is_digested(view: View, limits: Limits) -> bool:
     gone, reaped = view.candidate_gone_for or 0, view.candidate_reaped_for
     if reaped is None:
         return gone >= limits.revive
-    # Beside a candidate that dies by itself a HUP is a true reload; one that we end comes later.
-    means = (view.quit_ago, view.kill_ago)
-    by_itself = not any(ago is not None and ago > gone for ago in means)
-    reloads = by_itself and view.hup_ago is not None
-    return min(gone, reaped) >= (limits.reload if reloads else limits.turn)
+    seen = min(gone, reaped)
+    if _may_be_a_reload(view, gone):
+        return min(seen, view.hup_ago or 0) >= limits.reload
+    return seen >= limits.turn
+
+
+def _may_be_a_reload(view: View, gone: float) -> bool:
+    """HUP and the candidate's end may have come to the old master together, or the end first.
+
+    That cannot be where HUP was sent to a master whose candidate lived, and QUIT or KILL only
+    after it had done its work.
+    """
+    if view.hup_ago is None:
+        return False
+    told = [ago for ago in (view.quit_ago, view.kill_ago) if ago is not None and ago > gone]
+    return not told or view.hup_ago < max(told)
 
 
 def _end_candidate(view: View, limits: Limits) -> Step:

@@ -169,8 +169,10 @@ def _run_of(world: World, record: Mapping[str, object]) -> UpgradeRun:
             workers=old.program.workers, pid_path=old.program.pid_path,
         )  # fmt: skip
     if phase in _AFTER_WINCH and old is not None:
-        brood = old.look()
-        run.winch_workers = frozenset(old.workers) - brood.accepting
+        accepting = old.look().accepting
+        # In the shift WINCH may still be on its way to those that accept: none was seen to leave.
+        known = frozenset(old.workers)
+        run.winch_workers = known if phase is Phase.SHIFTING else known - accepting
     return run
 
 
