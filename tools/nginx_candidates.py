@@ -46,7 +46,8 @@ def _kind(summary: str, **knobs: Knob) -> Kind:
     return Kind(summary, MappingProxyType(knobs))
 
 
-# Kinds with a source in tests/nginx. Each also takes always=1: it misbehaves in a cold start too.
+# Kinds with a source in tests/nginx. Each also takes always=1: it misbehaves in a cold start too;
+# and test_ms: what asks it for its version or to test takes that long.
 COMPILED: dict[str, Kind] = {
     "good": _kind("nothing is wrong; another hash"),
     "exit_at_once": _kind("the master exits before it reads its configuration", code=1),
@@ -114,7 +115,7 @@ def check_knobs(kind: str, given: Mapping[str, Knob]) -> dict[str, Knob]:
     """The knobs of `kind` with their values. Raises ValueError for what it does not have."""
     if kind not in KINDS:
         raise ValueError(f"cannot make a candidate of kind {kind!r}: one of {', '.join(KINDS)}")
-    known = {**KINDS[kind].knobs, **({"always": 0} if kind in COMPILED else {})}
+    known = {**KINDS[kind].knobs, **({"always": 0, "test_ms": 0} if kind in COMPILED else {})}
     for name, value in given.items():
         if name not in known:
             raise ValueError(

@@ -6,7 +6,8 @@
  *
  * It is armed only where nginx was started by a binary upgrade: the variable NGINX names sockets, and
  * the arguments ask for no test (-t, -T), version (-v, -V) or signal (-s). So preflight passes, and a
- * cold start is healthy. -DALWAYS=1 arms it in a cold start too.
+ * cold start is healthy. -DALWAYS=1 arms it in a cold start too. -DTEST_MS makes a test (or a version)
+ * take that long, so that there is time to do something meanwhile.
  *
  * Knobs: DELAY_MS, when it begins (after the start of the process that misbehaves); WHERE, on which
  * listeners; and those that the file of a kind names. nginx drops the environment in an upgrade, and
@@ -28,6 +29,9 @@
 #endif
 #ifndef ALWAYS
 #define ALWAYS 0
+#endif
+#ifndef TEST_MS
+#define TEST_MS 0
 #endif
 
 #define EVERYWHERE 0
@@ -155,7 +159,11 @@ arm(int argc, char **argv)
 {
     const char *list = getenv("NGINX");
 
-    if (!asks_to_run(argc, argv) || (!ALWAYS && (list == NULL || *list == '\0'))) {
+    if (!asks_to_run(argc, argv)) {
+        wait_ms(TEST_MS);
+        return;
+    }
+    if (!ALWAYS && (list == NULL || *list == '\0')) {
         return;
     }
     note_inherited(list ? list : "");
