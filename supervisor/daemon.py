@@ -231,6 +231,7 @@ def build(
         log,
         new_upgrade_id=new_upgrade_id,
         clock=trio.current_time,
+        accepts=lambda: any(one.brood().accepting for one in world.generations),
     )
     backend = Backend(
         config=config, world=world, engine=engine, effects=effects, evidence=evidence,

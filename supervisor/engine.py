@@ -48,6 +48,7 @@ class Engine:
         *,
         new_upgrade_id: Callable[[], str],
         clock: Callable[[], float],
+        accepts: Callable[[], bool] = lambda: True,
     ) -> None:
         self.state = state
         self.exit_code: int | None = None
@@ -56,6 +57,7 @@ class Engine:
         self._log = log
         self._new_upgrade_id = new_upgrade_id
         self._clock = clock
+        self._accepts = accepts  # whether anyone takes new connections, orphans as well
         self._send, self._receive = trio.open_memory_channel[_Posted](math.inf)
         self._phase_number = 0  # timers of earlier phases are not heard
         self._operation_number = 0  # nor are operations that were ended or replaced
@@ -211,8 +213,7 @@ class Engine:
             fields |= {"reason": after.reason, "detail": after.detail}
         if after.candidate or after.active:
             fields["generation"] = f"g{after.candidate or after.active}"
-        tell = self._log.error if after.phase is Phase.DEGRADED else self._log.info
-        tell(name, **fields)
+        self._tell_level(after.phase)(name, **fields)
         if after.upgrade is not None:
             self.progress(
                 {
@@ -223,6 +224,14 @@ class Engine:
                     "detail": after.upgrade.detail or None,
                 }
             )
+
+    def _tell_level(self, entered: Phase) -> Callable[..., object]:
+        """An outage must be heard where only errors are, and trouble where warnings are."""
+        if entered is Phase.DEGRADED or (entered is Phase.BACKOFF and not self._accepts()):
+            return self._log.error
+        if entered in (Phase.BACKOFF, Phase.ROLLING_BACK):
+            return self._log.warning
+        return self._log.info
 
     def progress(self, reply: Reply) -> None:
         """Tell everyone who waits for the running upgrade what was seen."""
@@ -413,7 +422,9 @@ class Engine:
                 "of_running": True,
             }
         )
-        self._log.info("upgrade.verdict", **{k: v for k, v in told.items() if k != "event"})
+        tell = {"rolled_back": self._log.warning, "failed": self._log.error}
+        fields = {name: value for name, value in told.items() if name not in ("event", "time")}
+        tell.get(str(told["verdict"]), self._log.info)("upgrade.verdict", **fields)
         self._waiters.pronounce(told)
 
 
