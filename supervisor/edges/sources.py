@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,15 +63,43 @@ def open_exe(pid: int) -> tuple[int, Path]:
 
 def mapped_file(pid: int, path: Path) -> Path:
     """Where to read the file that `pid` mapped from `path`: elsewhere if it was replaced since."""
-    real = path.resolve()
+    return _replaced(pid, _mappings(pid), path.resolve()) or path
+
+
+def mapped_modules(pid: int, paths: Iterable[str]) -> dict[str, Path]:
+    """Of the dynamic modules at `paths` those that `pid` has loaded, and where to read each.
+
+    That is its path, or elsewhere if it was replaced since. What may not be looked at, or is gone,
+    has none.
+    """
+    mappings, found = _mappings(pid), {}
+    for path in paths:
+        real = Path(path).resolve()
+        if replaced := _replaced(pid, mappings, real):
+            found[path] = replaced
+        elif str(real) in mappings:
+            found[path] = Path(path)
+    return found
+
+
+def _mappings(pid: int) -> dict[str, str]:
+    """The first range of addresses of each file that `pid` has mapped, by the file's name."""
     try:
-        mappings = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines()
+        lines = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines()
     except OSError:
-        return path
-    for line in mappings:
+        return {}
+    found: dict[str, str] = {}
+    for line in lines:
         fields = line.split(None, 5)
-        # A replaced file shows as deleted: its name leads to another file now.
-        if len(fields) == 6 and fields[5] == f"{real} (deleted)":
-            start, end = (int(address, 16) for address in fields[0].split("-"))
-            return Path(f"/proc/{pid}/map_files/{start:x}-{end:x}")
-    return path
+        if len(fields) == 6:
+            found.setdefault(fields[5], fields[0])
+    return found
+
+
+def _replaced(pid: int, mappings: Mapping[str, str], real: Path) -> Path | None:
+    # A replaced file shows as deleted: its name leads to another file now.
+    addresses = mappings.get(f"{real} (deleted)")
+    if addresses is None:
+        return None
+    start, end = (int(address, 16) for address in addresses.split("-"))
+    return Path(f"/proc/{pid}/map_files/{start:x}-{end:x}")

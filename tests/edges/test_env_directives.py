@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from supervisor.edges.env_directives import env_directives
+from supervisor.edges.env_directives import env_directives, module_directives
 
 
 def test_in_the_order_of_nginx(tmp_path: Path) -> None:
@@ -30,6 +30,24 @@ def test_in_the_order_of_nginx(tmp_path: Path) -> None:
     (tmp_path / "http.conf").write_text("env NOT_THERE;")
     found = env_directives(config)
     assert found == ("FIRST", "ONE", "NESTED", "TWO=2", "QUOTED=a b", "LAST=")
+
+
+def test_the_modules(tmp_path: Path) -> None:
+    """As written; only where nginx takes them, in the main context."""
+    (tmp_path / "enabled").mkdir()
+    (tmp_path / "enabled" / "a.conf").write_text("load_module modules/a.so; env A;")
+    config = tmp_path / "nginx.conf"
+    config.write_text(
+        """
+        load_module "/opt/with a space.so";
+        include enabled/*.conf;
+        # load_module commented.so;
+        load_module one.so two.so;
+        http { load_module inside.so; }
+        """
+    )
+    assert module_directives(config) == ("/opt/with a space.so", "modules/a.so")
+    assert env_directives(config) == ("A",)
 
 
 def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:
