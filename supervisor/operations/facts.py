@@ -20,7 +20,7 @@ from supervisor.edges.generation import Generation, Program
 from supervisor.edges.nginx_binary import dump_config, upgrade_environment, version_of
 from supervisor.edges.old_files import with_old_files
 from supervisor.edges.pidfile import remove_empty
-from supervisor.edges.sources import mapped_file
+from supervisor.operations.keeping import loaded_modules, secure
 from supervisor.operations.world import EnvSeen, World, files_signature
 
 
@@ -139,20 +139,22 @@ async def facts_of_running(world: World, running: Generation) -> Facts | None:
     pid = running.master.pid
     env = environment(world, running.program.environment)
     binary = program_of(world, pid)
-    old_files = await trio.to_thread.run_sync(_replaced_modules, world, running)
+    replaced: dict[str, Path] = {}
     try:
+        replaced = await _replaced_modules(world, running)
+        old_files = await _copies(world, running, replaced) if replaced else {}
         return await _read(world, binary, settings_argv(world), env, old_files)
     except Refusal as exc:
-        if not (old_files and _says_nothing(exc, old_files)):
+        if not (replaced and _says_nothing(exc, replaced)):
             raise _of_running(exc, pid) from exc
         world.log.warning("reload.not_tested", reason=exc.reason, detail=exc.detail)
         return None
 
 
-def _says_nothing(refusal: Refusal, old_files: Mapping[str, Path]) -> bool:
+def _says_nothing(refusal: Refusal, replaced: Mapping[str, Path]) -> bool:
     """The test has failed by itself: without the modules that the running master has loaded."""
     if refusal.reason == "module_mismatch":
-        return any(path in refusal.detail for path in old_files)
+        return any(path in refusal.detail for path in replaced)
     if refusal.reason == "config_rejected":  # nginx has not come so far as to say why
         return "[emerg]" not in refusal.detail
     return refusal.reason.startswith("binary_") and sys.executable in refusal.detail
@@ -171,23 +173,25 @@ def program_of(world: World, pid: int) -> str:
     return binary if running == (on_disk.st_dev, on_disk.st_ino) else f"/proc/{pid}/exe"
 
 
-def _replaced_modules(world: World, running: Generation) -> dict[str, Path]:
-    """The modules that `running` has loaded from files that are not on disk any more: their copies.
+async def _replaced_modules(world: World, running: Generation) -> dict[str, Path]:
+    """The modules that `running` has loaded from files that are not on disk any more.
 
     By the path that nginx knows them by.
     """
-    if running.program.stored is None:
-        return {}
+    loaded = await loaded_modules(world, running)
+    return {path: where for path, where in loaded.items() if where != Path(path)}
+
+
+async def _copies(
+    world: World, running: Generation, replaced: Mapping[str, Path]
+) -> dict[str, Path]:
+    """Copies of these modules: the stored ones. None where they are not, and cannot be, stored."""
     try:
-        version = world.store.get(running.program.stored)
-    except SupervisorError:
+        version = await secure(world, running)
+    except SupervisorError as exc:
+        world.log.warning("store.not_written", reason=exc.reason, detail=exc.detail)
         return {}
-    pid = running.master.pid
-    return {
-        path: version.module(path)
-        for path in version.modules
-        if mapped_file(pid, Path(path)) != Path(path)
-    }
+    return {path: version.module(path) for path in replaced if path in version.modules}
 
 
 def _of_running(refusal: Refusal, pid: int) -> Refusal:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import suppress
 from dataclasses import replace
 
 import trio
@@ -82,11 +83,16 @@ async def _adopt_facts(world: World, active: Generation, facts: Facts) -> None:
 
 
 async def _keep_modules(world: World, active: Generation, facts: Facts) -> Program:
-    """The program with its new configuration; newly named modules belong to the version now."""
+    """The program with its new configuration; newly named modules belong to the version now.
+
+    A version that the store has lost, or never had, is stored again.
+    """
     program = facts.refresh(active.program)
-    known = () if program.stored is None else world.store.get(program.stored).modules
-    if set(known) == set(facts.modules):
-        return program
+    if program.stored is not None:
+        with suppress(Refusal):
+            known = world.store.get(program.stored).modules
+            if set(known) == set(facts.modules):
+                return program
     try:
         stored = await trio.to_thread.run_sync(
             lambda: world.store.take_from_process(
