@@ -24,9 +24,9 @@ from supervisor.operations.facts import (
     environment,
     facts_of,
     passed_on,
-    read_facts,
     settings_argv,
 )
+from supervisor.operations.keeping import secure
 from supervisor.operations.pidfiles import restore_lost_pid_file
 from supervisor.operations.world import UpgradeRun, World
 
@@ -100,26 +100,9 @@ def _version_back(world: World, command: commands.Rollback, active: Generation) 
 async def _secure_active(world: World, active: Generation) -> str:
     """What runs is in the store, unharmed, so that a rollback can put it back; its id there.
 
-    It need not be: the disk may have been full when it was started, or the store was lost since.
-    Raises Refusal where it cannot be stored now either.
+    Raises Refusal where it cannot be stored.
     """
-    stored = active.program.stored
-    if stored is not None:
-        try:
-            return (await trio.to_thread.run_sync(world.store.verify, stored)).id
-        except Refusal as exc:
-            world.log.warning("store.version_lost", version_id=stored, detail=exc.detail)
-    pid, version = active.master.pid, active.program.version
-    facts = await read_facts(
-        world, f"/proc/{pid}/exe", settings_argv(world), active.program.environment
-    )
-    taken = await trio.to_thread.run_sync(
-        lambda: world.store.take_from_process(pid, modules=facts.modules, version=version)
-    )
-    await trio.to_thread.run_sync(world.store.mark_good, taken.id)
-    active.program = replace(active.program, stored=taken.id)
-    world.last_program = active.program
-    return taken.id
+    return (await secure(world, active)).id
 
 
 def _installation(world: World, run: UpgradeRun) -> Installation:
