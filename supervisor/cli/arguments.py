@@ -26,6 +26,8 @@ class Command:
     add_arguments: Callable[[argparse.ArgumentParser], None] = lambda parser: None
     parameters: Callable[[argparse.Namespace], Parameters] = lambda given: {}
     operates: bool = True  # it changes something, and may take long
+    contradiction: Callable[[argparse.Namespace], str | None] = lambda given: None
+    """Why the arguments do not go together, each of them being right."""
 
 
 def duration(text: str) -> float:
@@ -66,10 +68,17 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _named(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty; is a variable of your script not set?")
+    return text
+
+
 def _upgrade_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "binary",
         nargs="?",
+        type=_named,
         metavar="BINARY",
         help="absolute path of the new nginx (default: what is now on disk at nginx.binary)",
     )
@@ -113,9 +122,20 @@ def _upgrade_parameters(given: argparse.Namespace) -> Parameters:
     return parameters
 
 
+def _upgrade_contradiction(given: argparse.Namespace) -> str | None:
+    if not given.dry_run:
+        return None
+    if given.no_wait:
+        return "--dry-run with --no-wait: nobody would hear what it finds; leave one out"
+    if given.hold:
+        return "--dry-run with --hold: there is nothing to hold, it ends before; leave one out"
+    return None
+
+
 def _rollback_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
+        type=_named,
         metavar="VERSION-OR-ID",
         help="a stored version (`nginxctl versions`), or an upgrade to undo",
     )
@@ -149,6 +169,7 @@ COMMANDS: Mapping[str, Command] = {
         summary="upgrade nginx's binary; rolls back by itself if it is bad",
         add_arguments=_upgrade_arguments,
         parameters=_upgrade_parameters,
+        contradiction=_upgrade_contradiction,
     ),
     "promote": Command(method="Promote", summary="commit the upgrade that is held or soaking"),
     "rollback": Command(
@@ -172,7 +193,10 @@ COMMANDS: Mapping[str, Command] = {
         parameters=lambda given: {"now": True} if given.now else {},
     ),
     "start": Command(method="Start", summary="start nginx after a stop"),
-    "restart": Command(method="Restart", summary="stop nginx and start it"),
+    "restart": Command(
+        method="Restart",
+        summary="stop nginx and start what is on disk; refuses connections meanwhile",
+    ),
     "history": Command(
         method="History",
         summary="the verdicts so far, the newest last",
@@ -205,7 +229,11 @@ def parse_arguments(name: str, words: list[str]) -> argparse.Namespace:
     command.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on each line")
     parser.add_argument("--socket", metavar="PATH", help="the supervisor's control socket")
-    return parser.parse_args(words)
+    given = parser.parse_args(words)
+    contradiction = command.contradiction(given)
+    if contradiction is not None:
+        parser.error(contradiction)
+    return given
 
 
 def usage() -> str:

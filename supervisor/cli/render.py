@@ -19,6 +19,14 @@ _TRIES_AGAIN = (
     "does not, and a person is needed"
 )
 _HELD = "`nginxctl promote` commits it, `nginxctl rollback` takes it back"
+_STOPPED = (
+    "nginx is stopped: `nginxctl start` starts it (where the supervisor was told to end, its own "
+    "next start does)"
+)
+_ORPHANS_SERVE = (
+    "these workers still serve: do not stop nginx or end them, correct the cause; the next start "
+    "that succeeds takes over"
+)
 
 
 class Timeline:
@@ -49,14 +57,14 @@ class Timeline:
         return f"{elapsed:9.3f} s  {'  '.join(words)}".rstrip()
 
     def _verdict(self, event: Fields) -> str:
-        parts = [text(event.get("verdict")).ljust(12)]
-        if event.get("from_version") and event.get("to_version"):
-            parts.append(f"{text(event['from_version'])} -> {text(event['to_version'])}")
+        parts = [text(event.get("verdict")).ljust(12), _versions(event)]
         if event.get("reason"):
             parts.append(text(event["reason"]))
+        if event.get("verdict") == "done" and event.get("detail"):
+            parts.append(text(event["detail"]))
         if event.get("verdict") == "committed" and event.get("judged") is False:
             parts.append("(no probe judged it)")
-        return "  ".join(parts).rstrip()
+        return "  ".join(filter(None, parts)).rstrip()
 
     def explanation(self, event: Fields) -> Iterator[str]:
         """Why it did not end well, and what to do: for stderr."""
@@ -66,6 +74,10 @@ class Timeline:
             yield f"  {text(event['detail'])}"
         if verdict == "failed" and self._name in {"start", "restart"}:
             yield f"  {_TRIES_AGAIN}"
+        elif verdict == "rolled_back" and event.get("reason") == "stopped":
+            yield f"  {_STOPPED}"
+        elif verdict == "rolled_back" and event.get("reason") == "operator":
+            yield "  the previous generation serves, as an operator wanted"
         elif verdict in _NEXT_STEPS:
             yield f"  {_NEXT_STEPS[verdict]}"
 
@@ -77,10 +89,12 @@ def status(found: Fields) -> Iterator[str]:
     if upgrade:
         yield from _upgrade(upgrade)
     generations = _each(found.get("generations"))
+    successor = upgrade.get("candidate") if upgrade.get("phase") in _STANDS_BY else None
     for generation in generations:
-        yield from _generation(generation)
-    disk = _fields(found.get("binary_on_disk"))
-    yield _row("on disk", _words(disk, "version", "path") + _differs(disk, generations))
+        yield from _generation(generation, successor)
+    if found.get("state") in _DOWN and any(map(_serves_on, generations)):
+        yield _row("", _ORPHANS_SERVE)
+    yield _row("on disk", _on_disk(_fields(found.get("binary_on_disk")), generations, upgrade))
     if found.get("config_matches_active") is False:
         yield _row("config", "on disk it differs from what runs: `nginxctl reload` applies it")
     held = _fields(found.get("held_listeners"))
@@ -118,51 +132,91 @@ def _upgrade(upgrade: Fields) -> Iterator[str]:
         yield _row("", _HELD)
 
 
-def _differs(disk: Fields, generations: Iterable[Fields]) -> str:
+def _on_disk(disk: Fields, generations: Iterable[Fields], upgrade: Fields) -> str:
+    """The file that a cold start would run; one that could not be run stands out."""
+    path = text(disk.get("path"))
+    if disk.get("sha256") is None:
+        return f"MISSING: {path}  (no file that can be read is there)"
+    if disk.get("matches_active") is True:
+        return _words(disk, "version", "path")
+    if disk.get("version") is None:
+        return f"NOT NGINX: {path}  (the file names no version of nginx)"
+    return _words(disk, "version", "path") + _differs(disk, generations, upgrade)
+
+
+def _differs(disk: Fields, generations: Iterable[Fields], upgrade: Fields) -> str:
     if disk.get("matches_active") is not False:
         return ""
     for one in generations:
         if one.get("role") == "candidate" and one.get("sha256") == disk.get("sha256"):
             return "  (the candidate's)"
-    return "  (not what runs)"
+    return "  (not what runs)" if upgrade else f"  (not what runs: {_TAKES_IT})"
 
 
-def _generation(generation: Fields) -> Iterator[str]:
-    master = generation.get("master_pid")
-    yield _row(
-        text(generation.get("role")),
-        f"{_words(generation, 'id', 'version', 'binary')}  "
-        + (f"master {text(master)}" if master is not None else "no master"),
-    )
+_TAKES_IT = "`nginxctl upgrade` judges and takes it"
+_STANDS_BY = frozenset({"soaking", "held", "committing"})
+"""The phases in which the active generation has given up its workers to the candidate."""
+
+_DOWN = frozenset({"starting", "backoff", "degraded"})
+
+
+def _serves_on(generation: Fields) -> bool:
+    """An orphan: its master is dead, and its workers accept connections all the same."""
+    workers = _each(generation.get("workers"))
+    accepting = any(worker.get("state") == "accepting" for worker in workers)
+    return accepting and generation.get("master_pid") is None
+
+
+def _generation(generation: Fields, successor: object) -> Iterator[str]:
     by_state: dict[str, list[str]] = {}
     for worker in _each(generation.get("workers")):
         by_state.setdefault(text(worker.get("state")), []).append(text(worker.get("pid")))
+    # An active generation without workers looks like an outage, and here it is none.
+    stands_by = bool(successor) and generation.get("role") == "active"
+    stands_by = stands_by and "accepting" not in by_state
+    master = generation.get("master_pid")
+    yield _row(
+        "standby" if stands_by else text(generation.get("role")),
+        f"{_words(generation, 'id', 'version', 'binary')}  "
+        + (f"master {text(master)}" if master is not None else "no master"),
+    )
     for state, pids in by_state.items():
         yield _row("", f"{len(pids)} {state}: {' '.join(pids)}")
-    if not by_state:
+    if stands_by:
+        gone = "are leaving" if by_state else "have left"
+        yield _row("", f"its workers {gone}, all new connections are {text(successor)}'s")
+        if master is None:
+            yield _row("", "it is gone; a rollback would start it afresh")
+    elif not by_state:
         yield _row("", "no workers")
 
 
 def history(found: Fields) -> Iterator[str]:
     """The reply of History, one line for each verdict."""
-    yield from _table([_verdict_cells(entry) for entry in _each(found.get("entries"))])
+    entries = _each(found.get("entries"))
+    if not entries:
+        yield "no upgrade yet"
+    yield from _table([_verdict_cells(entry) for entry in entries])
 
 
 def history_in_detail(found: Fields) -> Iterator[str]:
     """The same, and below each line its detail and how long each phase took."""
     entries = _each(found.get("entries"))
-    for line, entry in zip(history(found), entries, strict=True):
+    for line, entry in zip(history(found), entries or [{}], strict=True):
         yield line
         if entry.get("detail"):
             yield f"    {text(entry['detail'])}"
-        phases = [
-            (name, spent)
-            for name, spent in _fields(entry.get("phases")).items()
-            if isinstance(spent, int | float)
-        ]
-        if phases:
-            phases.sort(key=lambda phase: _order(phase[0]))
-            yield "    " + ", ".join(f"{text(name)} {spent:.3f} s" for name, spent in phases)
+        if phases := _phases(entry.get("phases")):
+            yield f"    {phases}"
+
+
+def _phases(value: object) -> str:
+    """How long each phase took, in their order in time."""
+    phases = [
+        (name, spent) for name, spent in _fields(value).items() if isinstance(spent, int | float)
+    ]
+    phases.sort(key=lambda phase: _order(phase[0]))
+    return ", ".join(f"{text(name)} {spent:.3f} s" for name, spent in phases)
 
 
 PHASES = (
@@ -195,13 +249,32 @@ def check(found: Fields) -> Iterator[str]:
     """The reply of Check."""
     for finding in _each(found.get("findings")):
         word = "ok" if finding.get("ok") is True else "FAILED"
+        if finding.get("ok") is True and finding.get("reason"):
+            word = "note"  # advice: nothing is wrong, and it will surprise
         yield f"{word:<7} {_words(finding, 'name', 'reason', 'detail')}"
 
 
 def log_event(entry: Fields) -> str:
     """One LogEvent."""
-    fields = [f"{text(key)}={text(value)}" for key, value in _fields(entry.get("fields")).items()]
+    fields = [
+        f"{text(key)}={_plain(key, value)}"
+        for key, value in _fields(entry.get("fields")).items()
+        if key != "time" and value not in (None, "", [], {})
+    ]
     return "  ".join([moment(entry.get("time")), _words(entry, "level", "event"), *fields])
+
+
+def _plain(key: str, value: object) -> str:
+    """A value of the log as people write it, whatever it is made of."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(text(one) for one in value)
+    if isinstance(value, dict):
+        if key == "phases":
+            return _phases(value)
+        return ", ".join(f"{text(name)} {text(one)}" for name, one in value.items())
+    return text(value)
 
 
 def moment(value: object) -> str:
@@ -222,14 +295,24 @@ def text(value: object) -> str:
 
 
 def _verdict_cells(verdict: Fields) -> list[str]:
-    """When, which, what was asked for, how it ended, why, from where to where, how long it took."""
-    versions = ""
-    if verdict.get("from_version") and verdict.get("to_version"):
-        versions = f"{text(verdict['from_version'])} -> {text(verdict['to_version'])}"
+    """When, which, what was asked for, how it ended, from where to where, why, how long it took."""
     elapsed = verdict.get("elapsed_s")
     cells = [moment(verdict["time"])] if verdict.get("time") else []
-    cells += [text(verdict.get(key)) for key in ("upgrade_id", "operation", "verdict", "reason")]
-    return [*cells, versions, f"{elapsed:.3f} s" if isinstance(elapsed, int | float) else ""]
+    cells += [text(verdict.get(key)) for key in ("upgrade_id", "operation", "verdict")]
+    cells += [_versions(verdict), text(verdict.get("reason"))]
+    return [*cells, f"{elapsed:.3f} s" if isinstance(elapsed, int | float) else ""]
+
+
+def _versions(verdict: Fields) -> str:
+    """From where to where; of a rollback where it went back to, since the arrow was not taken."""
+    old, new = verdict.get("from_version"), verdict.get("to_version")
+    if not old or not new or verdict.get("verdict") == "done":
+        return ""
+    if verdict.get("verdict") != "rolled_back":
+        return f"{text(old)} -> {text(new)}"
+    if verdict.get("operation") == "incident":  # after the commit: the way back is the whole of it
+        old, new = new, old
+    return f"back to {text(old)}, not {text(new)}"
 
 
 def _row(label: str, content: str) -> str:

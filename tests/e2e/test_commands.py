@@ -377,6 +377,7 @@ def test_what_the_looking_commands_print(oldest: Build, newest: Build) -> None:
         assert verdict["upgrade_id"] in human[0]
         assert "committed" in human[0]
         assert f"{oldest.version} -> {newest.version}" in human[0]
+        assert f"back to {newest.version}, not {newest.version}" in human[1]
         assert "probe_failed" in human[1]
         assert_versions(nginx, oldest, newest)
         assert_check(nginx)

@@ -1,0 +1,141 @@
+"""What people read: it must not look like an outage where none is, nor like health where one is."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor.cli.render import Timeline, log_event, status
+from tests.control.fake_backend import STATUS, Fields, verdict
+
+SHA = "ab" * 32
+CANDIDATE: Fields = {
+    "id": "g2", "role": "candidate", "version": "1.26.3", "binary": "/usr/sbin/nginx",
+    "sha256": "cd" * 32, "master_pid": 200, "workers": [{"pid": 201, "state": "accepting"}],
+}  # fmt: skip
+
+
+def old(**more: object) -> Fields:
+    return {
+        "id": "g1", "role": "active", "version": "1.22.1", "binary": "/usr/sbin/nginx",
+        "sha256": SHA, "master_pid": 100, "workers": [], **more,
+    }  # fmt: skip
+
+
+def lines(**more: object) -> list[str]:
+    return list(status({**STATUS, **more}))
+
+
+def on_disk(**more: object) -> str:
+    disk: Fields = {"path": "/usr/sbin/nginx", "version": None, "sha256": None, **more}
+    (line,) = [one for one in lines(binary_on_disk=disk) if one.startswith("on disk")]
+    return line
+
+
+# --- the file on disk ----------------------------------------------------------------------
+
+
+def test_the_file_on_disk() -> None:
+    assert on_disk().startswith("on disk    MISSING: /usr/sbin/nginx")
+    script = on_disk(sha256="ef", matches_active=False)
+    assert script.startswith("on disk    NOT NGINX: /usr/sbin/nginx")
+    other = on_disk(sha256="ef", version="1.26.3", matches_active=False)
+    assert other == (
+        "on disk    1.26.3  /usr/sbin/nginx  "
+        "(not what runs: `nginxctl upgrade` judges and takes it)"
+    )
+    same = on_disk(sha256=SHA, version="1.22.1", matches_active=True)
+    assert same == "on disk    1.22.1  /usr/sbin/nginx"
+    unnamed = on_disk(sha256=SHA, matches_active=True)
+    assert unnamed == "on disk    /usr/sbin/nginx", "it serves, whatever it calls itself"
+
+
+# --- generations ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", ["soaking", "held", "committing"])
+def test_an_old_generation_that_stands_by_is_no_outage(phase: str) -> None:
+    upgrade = {"id": "u1", "phase": phase, "candidate": "g2"}
+    told = lines(state="upgrading", upgrade=upgrade, generations=[old(), CANDIDATE])
+    at = told.index("standby    g1  1.22.1  /usr/sbin/nginx  master 100")
+    assert told[at + 1] == "           its workers have left, all new connections are g2's"
+    assert not any("no workers" in line for line in told)
+    draining = old(workers=[{"pid": 101, "state": "draining"}], master_pid=None)
+    told = lines(state="upgrading", upgrade=upgrade, generations=[draining, CANDIDATE])
+    at = told.index("standby    g1  1.22.1  /usr/sbin/nginx  no master")
+    assert told[at + 1 : at + 4] == [
+        "           1 draining: 101",
+        "           its workers are leaving, all new connections are g2's",
+        "           it is gone; a rollback would start it afresh",
+    ]
+
+
+def test_a_generation_without_workers_is_an_outage_else() -> None:
+    told = lines(state="degraded", reason="no_workers", generations=[old()])
+    assert "active     g1  1.22.1  /usr/sbin/nginx  master 100" in told
+    assert "           no workers" in told
+
+
+def test_orphans_serve_while_nginx_cannot_be_started() -> None:
+    accepting = [{"pid": 101, "state": "accepting"}]
+    orphans = old(role="retiring", master_pid=None, workers=accepting)
+    told = lines(state="backoff", reason="config_rejected", generations=[orphans])
+    at = told.index("retiring   g1  1.22.1  /usr/sbin/nginx  no master")
+    assert told[at + 1] == "           1 accepting: 101"
+    assert "these workers still serve: do not stop nginx" in told[at + 2]
+    assert "correct the cause" in told[at + 2]
+    assert not any("still serve" in line for line in lines(generations=[old(workers=accepting)]))
+
+
+# --- verdicts ------------------------------------------------------------------------------
+
+
+def spoken(event: Fields) -> str:
+    """The line of `event` without the time before it."""
+    return Timeline("upgrade").line(event).split(" s  ", 1)[1]
+
+
+def test_where_a_rollback_has_come_to() -> None:
+    told = spoken(verdict("rolled_back", "probe_failed"))
+    assert told == "rolled_back   back to 1.22.1, not 1.26.3  probe_failed"
+    assert spoken(verdict("committed")) == "committed     1.22.1 -> 1.26.3  healthy"
+    rescue = verdict(
+        "rolled_back", "candidate_exited_in_drain", operation="incident",
+        from_version="1.26.3", to_version="1.22.1",
+    )  # fmt: skip
+    assert "back to 1.22.1, not 1.26.3" in lines(last_verdict=rescue)[-1]
+
+
+def test_what_was_done_is_told() -> None:
+    would = "would upgrade from 1.22.1 to 1.26.3; nothing was changed"
+    told = spoken(verdict("done", "dry_run", detail=would))
+    assert told == f"done          dry_run  {would}"
+
+
+@pytest.mark.parametrize(
+    ("reason", "told", "not_told"),
+    [
+        ("stopped", "nginx is stopped: `nginxctl start` starts it", "serves"),
+        ("operator", "the previous generation serves, as an operator wanted", "--detail"),
+        ("probe_failed", "nothing is urgent; for the cause see `nginxctl history --detail`", "?"),
+    ],
+)
+def test_what_to_do_after_a_rollback(reason: str, told: str, not_told: str) -> None:
+    text = "\n".join(Timeline("upgrade").explanation(verdict("rolled_back", reason)))
+    assert told in text
+    assert not_told not in text
+
+
+# --- the log -------------------------------------------------------------------------------
+
+
+def test_a_line_of_the_log_is_plain() -> None:
+    fields = {
+        "detail": "", "reason": None, "time": "2025-01-02T03:04:05Z", "judged": True,
+        "pids": [1, 2],
+        "phases": {"canary": 1.0, "preflight": 0.02}, "table": {"a": 1}, "restarts": 0,
+    }  # fmt: skip
+    entry: Fields = {"time": "2025-01-02T03:04:05Z", "level": "info", "event": "x.y"}
+    assert log_event({**entry, "fields": fields}) == (
+        "2025-01-02 03:04:05 UTC  info  x.y  judged=yes  pids=1, 2  "
+        "phases=preflight 0.020 s, canary 1.000 s  table=a 1  restarts=0"
+    )
