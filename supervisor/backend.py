@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import trio
 
 from supervisor import snapshot
 from supervisor.advice import advice_on
-from supervisor.core.commands import Command
+from supervisor.core.commands import Command, Restart
 from supervisor.core.errors import SupervisorError
 from supervisor.edges.config_file import load_settings
 from supervisor.edges.disk_binary import DiskBinaryCache
@@ -19,6 +19,7 @@ from supervisor.edges.journal import History
 from supervisor.edges.log_tap import LogTap
 from supervisor.operations.facts import read_facts, settings_argv
 from supervisor.operations.world import World
+from supervisor.waiters import Reply, refusal
 
 if TYPE_CHECKING:
     from supervisor.edges.control_connection import Peer
@@ -74,12 +75,42 @@ class Backend:
             "phase_elapsed_s": round(phase, 3),
         }
 
-    def submit(
+    @asynccontextmanager
+    async def submit(
         self, command: Command, peer: Peer
-    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[dict[str, object]]]:
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[Reply]]:
         """See ControlBackend."""
         del peer  # every caller that gets here may do everything
-        return self._engine.submit(command)
+        objection = await self._objection(command)
+        if objection is None:
+            async with self._engine.submit(command) as replies:
+                yield replies
+            return
+        send, receive = trio.open_memory_channel[Reply](1)
+        async with receive:
+            send.send_nowait(refusal("restart", objection.reason, objection.detail))
+            send.close()
+            yield receive
+
+    async def _objection(self, command: Command) -> SupervisorError | None:
+        """Why nginx would not come up again: it is not stopped then.
+
+        A file on disk that cannot be run is none: the last good one is put back.
+        """
+        active = self._world.active
+        if not isinstance(command, Restart) or active is None or not active.alive:
+            return None
+        if self._engine.state.upgrade is not None:
+            return None  # it is refused, and no test may run between two masters
+        objection: SupervisorError | None = None
+        for binary in (self._world.settings.nginx.binary, f"/proc/{active.master.pid}/exe"):
+            try:
+                await read_facts(self._world, binary, settings_argv(self._world))
+            except SupervisorError as exc:
+                objection = exc
+            else:
+                return None
+        return objection if objection and objection.reason == "config_rejected" else None
 
     async def history(self, limit: int | None) -> Sequence[Mapping[str, object]]:
         """See ControlBackend."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ class Verdicts:
         self._world = world
         self._history = history
         self._remember_masters = remember_masters
-        self._unwritten: list[dict[str, object]] = []  # the disk did not take them yet
+        self._writing = trio.Lock()  # a rescue's incident comes beside the engine's verdicts
         self.last: dict[str, object] | None = history.last(was_begun)
         world.version_of_upgrade = self._version_of_upgrade
 
@@ -103,24 +104,37 @@ class Verdicts:
         """
         if told["verdict"] == Verdict.COMMITTED.value and run is not None and run.quit_sent:
             self._promote()
-        kept = told["verdict"] == Verdict.DONE.value or await self.keep(told)
+        if told["verdict"] != Verdict.DONE.value:
+            await self.keep(told)
         if run is not None:
-            await self._close(run, told, kept=kept)
+            await self._close(run, told)
 
-    async def keep(self, told: dict[str, object]) -> bool:
-        """Whether the verdict is in the history now, after those that had to wait."""
+    async def keep(self, told: dict[str, object]) -> None:
+        """Put a verdict into the history, after those that had to wait. Any task may ask."""
         if was_begun(told):
             self.last = told
-        self._unwritten.append(dict(told))
-        try:
-            while self._unwritten:
-                await trio.to_thread.run_sync(self._history.append, self._unwritten[0])
-                del self._unwritten[0]
-        except SupervisorError as exc:
-            told["detail"] = f"{told['detail']} (not in the history yet: {exc.detail})"
-            self._world.log.error("history.not_written", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
-            return False
-        return True
+        verdict = dict(told)
+        self._world.unwritten.append(verdict)
+        problem = await self._flush()
+        if problem is None:
+            return
+        told["detail"] = f"{told['detail']} (not in the history yet: {problem.detail})"
+        record = {"upgrade_id": told.get("upgrade_id"), "phase": None, "verdict": verdict}
+        with suppress(SupervisorError):  # then only this life remembers it
+            await trio.to_thread.run_sync(self._world.journal.append, record)
+
+    async def _flush(self) -> SupervisorError | None:
+        """Write the verdicts that wait; what keeps the disk from taking them."""
+        waiting = self._world.unwritten
+        async with self._writing:
+            try:
+                while waiting:
+                    await trio.to_thread.run_sync(self._history.append, waiting[0])
+                    del waiting[0]
+            except SupervisorError as exc:
+                self._world.log.error("history.not_written", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
+                return exc
+        return None
 
     def _version_of_upgrade(self, upgrade_id: str) -> str | None:
         """The id of what ran before; its version for a verdict that an older supervisor wrote."""
@@ -138,17 +152,15 @@ class Verdicts:
             self._world.last_program = candidate.program
             self._world.pid_path = candidate.program.pid_path
 
-    async def _close(self, run: UpgradeRun, told: dict[str, object], *, kept: bool) -> None:
-        journal = self._world.journal
+    async def _close(self, run: UpgradeRun, told: dict[str, object]) -> None:
         try:
             await trio.to_thread.run_sync(
                 self._settle_files, run, str(told["verdict"]), str(told["reason"])
             )
-            if kept:
-                await trio.to_thread.run_sync(journal.close_upgrade)
-            else:
-                ended = {"upgrade_id": run.id, "phase": Phase.ROLLING_BACK.value, "verdict": told}
-                await trio.to_thread.run_sync(journal.append, ended)
+            if self._world.unwritten:
+                await self._flush()
+            if not self._world.unwritten:
+                await trio.to_thread.run_sync(self._world.journal.close_upgrade)
         except SupervisorError as exc:
             # The verdict stands; a successor that finds the journal sees it in the history.
             self._world.log.error("state.not_written", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours

@@ -22,6 +22,20 @@ OF_NO_UPGRADE = dict.fromkeys(("upgrade_id", "from_version", "to_version", "judg
 """Every verdict has all fields of one, so that scripts need not ask which are there."""
 
 
+def refusal(operation: str, reason: str, detail: str) -> Reply:
+    """The final reply of what was refused before anybody began."""
+    return {
+        "event": "verdict",
+        "operation": operation,
+        "verdict": "refused",
+        "reason": reason,
+        "detail": detail,
+        **OF_NO_UPGRADE,
+        "elapsed_s": 0.0,
+        "phases": {},
+    }
+
+
 @dataclass(slots=True)
 class Waiter:
     """One caller."""

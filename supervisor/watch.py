@@ -12,9 +12,9 @@ import trio
 
 from supervisor.core.events import Event, MasterExited
 from supervisor.core.policy import SETTLE
-from supervisor.edges import procfs, sockets
+from supervisor.edges import procfs
 from supervisor.edges.capture import PIECE, Capture
-from supervisor.edges.generation import Generation
+from supervisor.edges.generation import Generation, listens_no_more
 from supervisor.edges.linux import ExitStatus
 from supervisor.edges.process import Process
 from supervisor.operations.world import World
@@ -123,7 +123,7 @@ async def watch(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(master)
         nursery.start_soon(_tell_output, world, generation)
-        stopped = quitting = False
+        stopped = False
         while not (generation.exit is not None and generation.gone):
             brood = generation.look()
             draining |= brood.draining
@@ -140,8 +140,8 @@ async def watch(
                     at=trio.current_time(),
                 )
             )  # fmt: skip
-            if not quitting and _is_told_to_quit(generation, brood):
-                quitting = True
+            if not generation.quitting and _is_told_to_quit(generation, brood):
+                generation.quitting = True
                 post(
                     MasterExited(
                         generation=generation.id, orderly=True, at=trio.current_time(),
@@ -166,8 +166,7 @@ def _is_told_to_quit(generation: Generation, brood: procfs.Brood) -> bool:
         return False
     if brood.accepting or brood.starting or not brood.draining:
         return False
-    held = sockets.held_by(generation.master.pid)
-    return held is not None and not held.counts
+    return listens_no_more(generation.master)
 
 
 def _tell_stopped(world: World, generation: Generation, *, stopped: bool) -> None:

@@ -11,7 +11,7 @@ from enum import Enum
 
 import trio
 
-from supervisor.edges import procfs
+from supervisor.edges import procfs, sockets
 from supervisor.edges.capture import Capture
 from supervisor.edges.linux import ExitStatus
 from supervisor.edges.process import Process
@@ -56,6 +56,7 @@ class Generation:
     workers: dict[int, Process] = field(default_factory=dict)
     exit: ExitStatus | None = None  # of the master
     told_to_stop: bool = False  # by us: its exit is then no surprise
+    quitting: bool = False  # told so by somebody else: it can never serve again
     ready: bool = False
     session: int = 0  # that its processes live in
     ended: dict[int, ExitStatus] = field(default_factory=dict)  # workers, while it starts
@@ -159,6 +160,12 @@ def _is_worker(process: Process) -> bool:
     """
     stat = procfs.read_stat(process.pid)
     return stat is not None and stat.alive and stat.start == process.start and not stat.has_execed
+
+
+def listens_no_more(master: Process) -> bool:
+    """Its listeners are closed, as by QUIT; False where that cannot be seen."""
+    held = sockets.held_by(master.pid)
+    return held is not None and not held.counts
 
 
 def take_listeners(process: Process) -> list[int]:

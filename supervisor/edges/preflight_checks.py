@@ -70,7 +70,10 @@ async def usr2_would_be_accepted(draft: Draft) -> None:
             " until then; adopt it with take-over, or restart nginx under the supervisor"
         )
     elif masters := procfs.brood_of(procfs.children(pid)).masters:
-        why = f"it is upgrading already: process {min(masters)} is its new master"
+        why = (
+            f"somebody upgrades it by signals already: process {min(masters)} is its new master;"
+            " wait until one of the two has ended, and leave the pid file as it is"
+        )
     if why:
         raise Refusal("usr2_would_be_refused", f"cannot upgrade: the master {pid}: {why}")
 
@@ -297,9 +300,10 @@ def _environment(draft: Draft) -> dict[str, str]:
 
 
 CHECKS: tuple[Check, ...] = (
+    # Before the pid file, which names the other master while somebody else upgrades by signals.
+    Check("usr2", usr2_would_be_accepted),
     Check("pid_file", pid_file_names_the_master),
     Check("oldbin", no_oldbin_master),
-    Check("usr2", usr2_would_be_accepted),
     Check("source", source_may_be_used),
     Check("copy", copy_is_staged),
     Check("build", it_is_nginx),

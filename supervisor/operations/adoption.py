@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -77,12 +76,22 @@ def _orphans_of(known: KnownMaster) -> list[int]:
     return found
 
 
-async def adopt_by_pid_file(world: World, path: Path, facts: Facts) -> None:
-    """A master that nobody has on record: started by hand, or by a distribution's unit."""
+async def adopt_by_pid_file(world: World, path: Path, facts: Facts | None) -> None:
+    """A master that nobody has on record: started by hand, or by a distribution's unit.
+
+    Without `facts`, since its configuration is broken by now, it is taken for what ran last.
+    """
     process = open_claimed(world, path)
     if process is None:
         return
-    program = facts.refresh(await _program_of(world, process.pid, facts))
+    if facts is not None:
+        program = facts.refresh(await _program_of(world, process.pid, facts))
+    elif world.last_program is not None:
+        told = await _unstored(world, process.pid, None)
+        program = replace(world.last_program, version=told.version, sha256=told.sha256, stored=None)
+    else:
+        process.close()
+        return
     generation = Generation(
         id=world.generations.reserve(), role=Role.ACTIVE, master=process, program=program,
         output=Capture.reattach(process.pid), ready=True,
@@ -137,19 +146,22 @@ async def _program_of(world: World, pid: int, facts: Facts) -> Program:
         await trio.to_thread.run_sync(world.store.mark_good, stored.id)
     except SupervisorError as exc:
         world.log.warning("store.not_written", reason=exc.reason, detail=exc.detail)
-        digest = await trio.to_thread.run_sync(sha256_of, Path(f"/proc/{pid}/exe"))
-        return Program(version=await _version_of(world, pid, facts), sha256=digest, path=path)
+        return await _unstored(world, pid, facts)
     return Program(version=version, sha256=stored.sha256, path=path, stored=stored.id)
 
 
-async def _version_of(world: World, pid: int, facts: Facts) -> str:
+async def _unstored(world: World, pid: int, facts: Facts | None) -> Program:
+    """What the master `pid` runs, as far as it can be told without the store."""
+    digest = await trio.to_thread.run_sync(sha256_of, Path(f"/proc/{pid}/exe"))
+    path = world.settings.nginx.binary
+    return Program(version=await _version_of(world, pid, facts), sha256=digest, path=path)
+
+
+async def _version_of(world: World, pid: int, facts: Facts | None) -> str:
     """What the master runs, which need not be what is on disk: a package may have replaced it."""
-    with contextlib.suppress(OSError):
-        on_disk = os.stat(world.settings.nginx.binary)
-        if procfs.executable(pid) == (on_disk.st_dev, on_disk.st_ino):
-            return facts.build.version
+    directives = () if facts is None else facts.config.env
     try:
-        build = await version_of(Path(f"/proc/{pid}/exe"), environment(world, facts.config.env))
+        build = await version_of(Path(f"/proc/{pid}/exe"), environment(world, directives))
     except SupervisorError as exc:
         world.log.warning("recover.version_unknown", reason=exc.reason, detail=exc.detail)
         return ""

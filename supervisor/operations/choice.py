@@ -6,6 +6,7 @@ that is said, and what is on disk is started.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -37,6 +38,12 @@ async def put_wanted_on_disk(world: World, *, rescue: bool, cold: bool) -> str:
         wanted = await trio.to_thread.run_sync(_wanted, world, rescue, cold)
         if wanted is None:
             return ""
+        if rescue and world.last_program is not None:
+            # Also for the starts that follow one that fails.
+            world.last_program = replace(
+                world.last_program, version=wanted.version or "", sha256=wanted.sha256,
+                stored=wanted.id,
+            )  # fmt: skip
         replaced = await trio.to_thread.run_sync(world.store.restore, wanted.id, binary)
     except SupervisorError as exc:
         world.log.error("binary.not_restored", path=str(binary), detail=exc.detail)  # noqa: TRY400 - no bug of ours

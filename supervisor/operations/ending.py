@@ -42,6 +42,7 @@ async def end(
     when even KILL does not end a process within its deadline.
     """
     generation.told_to_stop = True
+    began = trio.current_time()
     for means, limit in (
         (signal.SIGQUIT, deadlines.quit),
         (signal.SIGTERM, deadlines.term),
@@ -63,8 +64,10 @@ async def end(
             if _is_over(generation):
                 return
         world.log.warning(
-            "generation.insisting", generation=f"g{generation.id}", after=means.name, seconds=limit
-        )
+            "generation.insisting", generation=f"g{generation.id}", after=means.name,
+            seconds=round(trio.current_time() - began, 3),
+            detail="its open connections are cut, and then what is left is killed",
+        )  # fmt: skip
     raise OperationFailed(
         "stop_failed",
         f"cannot end generation g{generation.id}: a process of it survived SIGKILL for "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import trio
 
-from supervisor.edges import pidfile
+from supervisor.edges import pidfile, procfs
 from supervisor.edges.generation import Generation
 from supervisor.operations.world import World
 
@@ -34,7 +34,8 @@ async def restore_lost_pid_file(world: World, generation: Generation) -> None:
     """
     path = Path(generation.program.pid_path or world.pid_path)
     master = pidfile.ProcessIdentity(generation.master.pid, generation.master.start)
-    if pidfile.verify(path, master) in _LOST:
+    upgrading = procfs.brood_of(procfs.children(master.pid)).masters
+    if not upgrading and pidfile.verify(path, master) in _LOST:
         await settle_pid_file(world, generation)
 
 

@@ -105,13 +105,18 @@ async def _secure_active(world: World, active: Generation) -> str:
     return (await secure(world, active)).id
 
 
+def _note(world: World, run: UpgradeRun) -> None:
+    """On record before it is done: a successor undoes it."""
+    record = {"upgrade_id": run.id, "phase": Phase.PREFLIGHT.value, **run.known()}
+    world.journal.append(record)
+
+
 def _installation(world: World, run: UpgradeRun) -> Installation:
     nginx = world.settings.nginx
 
     def announce() -> None:
         run.placing = True
-        record = {"upgrade_id": run.id, "phase": Phase.PREFLIGHT.value, **run.known()}
-        world.journal.append(record)
+        _note(world, run)
 
     return Installation(
         destination=Path(nginx.binary),
@@ -148,6 +153,7 @@ async def _open_probe_listener(
     try:
         port = await trio.to_thread.run_sync(world.listener.choose_port)
         run.include_written = True
+        await trio.to_thread.run_sync(_note, world, run)
         await trio.to_thread.run_sync(world.listener.write, port)
     except Refusal as exc:
         run.include_written = False

@@ -17,7 +17,7 @@ from supervisor.core.errors import SupervisorError
 from supervisor.core.events import InterruptedUpgrade, Succeeded
 from supervisor.core.model import Phase, Verdict
 from supervisor.edges import procfs
-from supervisor.edges.generation import Generation, Program, Role
+from supervisor.edges.generation import Generation, Program, Role, listens_no_more
 from supervisor.edges.journal import History
 from supervisor.edges.launch import find_leftovers
 from supervisor.edges.process import Process
@@ -30,11 +30,10 @@ from supervisor.operations.world import POLL, UpgradeRun, World
 LEFTOVER_LIMIT = 5.0
 """Seconds that an nginx which a dead supervisor was starting gets to set its handlers."""
 
-_LAST_VERDICTS = 50
+Records = tuple[dict[str, object], ...]
 
 _AFTER_USR2 = (
     Phase.SPAWNING, Phase.CANARY, Phase.SHIFTING, Phase.SOAKING, Phase.HELD, Phase.COMMITTING,
-    Phase.ROLLING_BACK,
 )  # fmt: skip
 _AFTER_WINCH = (Phase.SHIFTING, Phase.SOAKING, Phase.HELD, Phase.COMMITTING)
 
@@ -48,7 +47,7 @@ async def recover(world: World, runtime: RuntimeState, history: History) -> Succ
     if journal.note:
         world.log.warning("journal.note", detail=journal.note, damaged=journal.damaged)
     record = journal.records[-1] if journal.records else None
-    if record is not None and await _is_decided(world, history, record):
+    if record is not None and await _is_decided(world, history, journal.records):
         record = None
     await _end_leftover_launches(world)
     facts = await _facts(world)
@@ -93,20 +92,28 @@ async def _end_leftover_launches(world: World) -> None:
             process.close()
 
 
-async def _is_decided(world: World, history: History, record: Mapping[str, object]) -> bool:
-    """Whether the upgrade of the journal has its verdict; the journal is then closed.
+async def _is_decided(world: World, history: History, records: Records) -> bool:
+    """Whether the last upgrade of the journal has its verdict; the journal is then closed.
 
-    One that a full disk kept out of the history is in the journal, and is written now.
+    Verdicts that a full disk kept out of the history are in the journal, and are written now; or
+    they wait on, where the disk takes none yet: nothing of that keeps nginx from being supervised.
     """
-    verdict = record.get("verdict")
-    if isinstance(verdict, dict):
-        await trio.to_thread.run_sync(history.append, verdict)
-    else:
-        entries = await trio.to_thread.run_sync(history.entries, _LAST_VERDICTS)
-        if all(one.get("upgrade_id") != record.get("upgrade_id") for one in entries):
-            return False
-    await trio.to_thread.run_sync(world.journal.close_upgrade)
-    return True
+    for one in records:
+        verdict = one.get("verdict")
+        if isinstance(verdict, dict):
+            world.unwritten.append(verdict)
+    try:
+        while world.unwritten:
+            await trio.to_thread.run_sync(history.append, world.unwritten[0])
+            del world.unwritten[0]
+        upgrade_id = str(records[-1].get("upgrade_id"))
+        decided = await trio.to_thread.run_sync(history.find, upgrade_id) is not None
+        if decided:
+            await trio.to_thread.run_sync(world.journal.close_upgrade)
+    except SupervisorError as exc:
+        world.log.error("history.not_written", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
+        return "verdict" in records[-1]
+    return decided
 
 
 def _settle_roles(world: World, history: History) -> None:
@@ -149,16 +156,22 @@ def _run_of(world: World, record: Mapping[str, object]) -> UpgradeRun:
     phase = Phase(str(record["phase"]))
     candidate = world.candidate
     old = world.active
+    sent = placed = phase in _AFTER_USR2
+    if phase is Phase.ROLLING_BACK:  # its record tells what was done, others what was intended
+        sent = record.get("usr2_sent") is not False
+        placed = record.get("installed") is not False
     run = UpgradeRun(
         id=str(record["upgrade_id"]),
-        candidate_id=_number(record.get("candidate")),
+        candidate_id=_number(record.get("candidate")) or _number(record.get("candidate_id")),
         previous=_text(record.get("previous")),
-        installed=phase in _AFTER_USR2 or record.get("placing") is True,
-        usr2_sent=phase in _AFTER_USR2,
+        installed=placed or record.get("placing") is True,
+        usr2_sent=sent,
         program=None if candidate is None else candidate.program,
         include_text=_text(record.get("include_text")),
         include_written=record.get("include_written") is True,
     )
+    if run.candidate_id is None:
+        run.candidate_id = world.generations.reserve()
     run.to_version = _text(record.get("to_version"))
     if run.previous is not None:
         with contextlib.suppress(SupervisorError):
@@ -168,6 +181,8 @@ def _run_of(world: World, record: Mapping[str, object]) -> UpgradeRun:
             version=run.to_version or "", sha256="", path=world.settings.nginx.binary,
             workers=old.program.workers, pid_path=old.program.pid_path,
         )  # fmt: skip
+    if old is not None and old.alive and not old.look().accepting:
+        old.quitting = listens_no_more(old.master)
     if phase in _AFTER_WINCH and old is not None:
         accepting = old.look().accepting
         # In the shift WINCH may still be on its way to those that accept: none was seen to leave.
@@ -202,7 +217,7 @@ async def _nothing_left(world: World) -> None:
 async def _adopted(world: World, record: Mapping[str, object] | None) -> Succeeded:
     active, candidate = world.active, world.candidate
     phase = "" if record is None else str(record["phase"])
-    committed = phase == Phase.COMMITTING.value and _holds_up(candidate)
+    committed = phase == Phase.COMMITTING.value and _holds_up(candidate) and _quit_was_sent(active)
     if active is None:
         assert candidate is not None
         if record is not None and world.run is not None and not committed:
@@ -230,6 +245,13 @@ async def _adopted(world: World, record: Mapping[str, object] | None) -> Succeed
         detail=detail, committed=committed,
     )  # fmt: skip
     return Succeeded(generation=active.id, retiring=retiring, note=note, interrupted=left)
+
+
+def _quit_was_sent(old: Generation | None) -> bool:
+    """Whether the last look before QUIT was over: a master that was told so listens no more."""
+    if old is None or not old.alive or procfs.pending(old.master.pid, signal.SIGQUIT):
+        return True
+    return listens_no_more(old.master)
 
 
 def _holds_up(candidate: Generation | None) -> bool:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Awaitable
 from dataclasses import dataclass, field, replace
 
 import trio
 
-from supervisor.core.errors import OperationFailed
+from supervisor.core.errors import OperationFailed, SupervisorError
 from supervisor.core.rollback import MOST_HUPS, Limits, Step, View, next_step
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Role
@@ -123,7 +124,7 @@ async def _step_by_step(
             continue
         if step is Step.RELOAD_OLD or (step is Step.HUP_OLD and not view.candidate_alive):
             # The old master reads its configuration: as it was, without the private listener.
-            await _restore_include(world, run)
+            await _tidy(world, _restore_include(world, run))
         _carry_out(step, old, candidate, progress)
 
 
@@ -166,7 +167,7 @@ def _look(
     had = run.winch_workers
     fresh_start = progress.relaunched
     return View(
-        old_alive=old.alive,
+        old_alive=old.alive and not old.quitting,
         old_accepting=len(brood.accepting - (had or frozenset())),
         old_expected=old.program.workers,
         old_starting=len(brood.starting),
@@ -274,12 +275,24 @@ async def _finish(
     """Files as they were before: pid file, binary and modules, the probe listener's include."""
     if candidate is not None:
         world.generations.drop(candidate)
-    await _restore_include(world, run)
-    await settle_pid_file(world, old)
-    await remove_leftovers(world, old if candidate is None else candidate, old)
-    note = await put_previous_back(world, run)
+    notes = [await _tidy(world, _restore_include(world, run))]
+    # Before the small files: a cold start must never find the rejected binary.
+    notes.append(await put_previous_back(world, run))
+    notes.append(await _tidy(world, settle_pid_file(world, old)))
+    gone = old if candidate is None else candidate
+    notes.append(await _tidy(world, remove_leftovers(world, gone, old)))
     old.role = Role.ACTIVE
-    return note
+    return "; ".join(filter(None, notes))
+
+
+async def _tidy(world: World, work: Awaitable[None]) -> str:
+    """Do what a rollback must not fail over: the old generation serves; what kept it from it."""
+    try:
+        await work
+    except SupervisorError as exc:
+        world.log.error("rollback.left_over", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
+        return exc.detail
+    return ""
 
 
 async def _restore_include(world: World, run: UpgradeRun) -> None:

@@ -7,6 +7,7 @@ import signal
 import socket
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -47,6 +48,7 @@ async def start(world: World, *, rescue: bool, cold: bool) -> Succeeded:
     if cold and not leaving:
         # A private probe listener of an earlier life; its port may be somebody else's by now.
         await trio.to_thread.run_sync(world.listener.restore, None)
+    before = world.last_program
     note = await put_wanted_on_disk(world, rescue=rescue, cold=cold)
     try:
         generation = await _start_from_disk(world, leaving)
@@ -57,6 +59,12 @@ async def start(world: World, *, rescue: bool, cold: bool) -> Succeeded:
         world.log.warning("start.fell_back", reason=exc.reason, detail=exc.detail)
         generation = await _fall_back(world, good, leaving, exc)
         note = f"the file on disk did not start ({exc.detail}); {good.version} serves"
+    now = generation.program
+    if before is not None and now.sha256 != before.sha256 and not note:
+        note = f"nginx {now.version} serves, which was on disk; {before.version} ran before"
+        world.log.warning(
+            "start.another_version", version=now.version, before=before.version, judged=False
+        )
     return Succeeded(
         generation=generation.id, retiring=frozenset(one.id for one in leaving), note=note
     )
@@ -87,7 +95,9 @@ async def _take_in_foreign(world: World) -> None:
     if process is None:
         return
     process.close()
-    facts = await read_facts(world, f"/proc/{process.pid}/exe", settings_argv(world))
+    facts: Facts | None = None
+    with suppress(SupervisorError):  # a configuration that is broken by now is no reason to wait
+        facts = await read_facts(world, f"/proc/{process.pid}/exe", settings_argv(world))
     for one in world.generations:
         one.role = Role.RETIRING
     await adopt_by_pid_file(world, Path(world.pid_path), facts)
@@ -160,11 +170,7 @@ async def _store_program(world: World, facts: Facts) -> Program:
     binary = Path(world.settings.nginx.binary)
     version = facts.build.version
     try:
-        stored = await trio.to_thread.run_sync(
-            lambda: world.store.take(
-                binary, modules=facts.modules, origin=Origin.DISK, version=version
-            )
-        )
+        stored = await trio.to_thread.run_sync(_taken_from_disk, world, facts)
     except SupervisorError as exc:
         world.log.warning("store.not_written", reason=exc.reason, detail=exc.detail)
         digest = await trio.to_thread.run_sync(sha256_of, binary)
@@ -172,9 +178,27 @@ async def _store_program(world: World, facts: Facts) -> Program:
     return Program(version=version, sha256=stored.sha256, path=str(binary), stored=stored.id)
 
 
+def _taken_from_disk(world: World, facts: Facts) -> StoredVersion:
+    """What is there already is not copied: a crash start must not wait for the disk."""
+    known = known_on_disk(world)
+    if known is not None and (known.version, known.modules.keys()) == (
+        facts.build.version, facts.modules.keys(),
+    ):  # fmt: skip
+        return known
+    return world.store.take(
+        Path(world.settings.nginx.binary), modules=facts.modules, origin=Origin.DISK,
+        version=facts.build.version,
+    )  # fmt: skip
+
+
 async def _mark_good(world: World, version_id: str) -> None:
+    def mark() -> None:
+        last = world.store.last_good()
+        if last is None or last.id != version_id:
+            world.store.mark_good(version_id)
+
     try:
-        await trio.to_thread.run_sync(world.store.mark_good, version_id)
+        await trio.to_thread.run_sync(mark)
     except SupervisorError as exc:
         world.log.warning("store.not_written", reason=exc.reason, detail=exc.detail)
 

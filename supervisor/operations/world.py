@@ -115,6 +115,9 @@ class UpgradeRun:
             "include_text": self.include_text,
             "include_written": self.include_written,
             "placing": self.placing,
+            "candidate_id": self.candidate_id,
+            "usr2_sent": self.usr2_sent,
+            "installed": self.installed,
         }
 
 
@@ -142,6 +145,7 @@ class World:
     lock: Callable[[str], None]  # on the nginx with this pid file; Refusal where another has it
     background: Callable[[Callable[[], Awaitable[None]]], None]  # start a task of its own
     run: UpgradeRun | None = None
+    unwritten: list[dict[str, object]] = field(default_factory=list)  # verdicts, for the history
     pid_path: str = ""  # as the configuration of the serving generation says
     sessions: set[int] = field(default_factory=set)  # of every master of this life
     reapers: set[int] = field(default_factory=lambda: {1, os.getpid()})  # whom orphans of it get
