@@ -41,10 +41,10 @@ async def secure(world: World, running: Generation) -> StoredVersion:
             pid, modules={path: Path(path) for path in modules}, version=version
         )
     )
-    await trio.to_thread.run_sync(world.store.mark_good, taken.id)
-    running.program = replace(running.program, stored=taken.id)
+    good = await trio.to_thread.run_sync(world.store.mark_good, taken.id)
+    running.program = replace(running.program, stored=good.id)
     world.last_program = running.program
-    return taken
+    return good
 
 
 async def loaded_modules(world: World, running: Generation) -> dict[str, Path]:

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,14 @@ def reload_to(nginx: Supervised, workers: int) -> None:
     answer = nginx.ctl("reload")
     assert answer.code == 0, answer
     checks.assert_one_generation(nginx)
+
+
+def lose_everything(nginx: Supervised, build: Build, binary: Path) -> None:
+    """A package arrives while no supervisor runs, and the whole state is lost as well."""
+    nginx.die()
+    install(nginx.site, build, binary)
+    shutil.rmtree(nginx.site.folder / "state")
+    nginx.start()
 
 
 def stored(nginx: Supervised) -> list[str]:
@@ -115,4 +124,16 @@ def test_a_bad_package_is_rolled_back_and_a_cold_start_is_good(
         assert_version_with_its_module(nginx, oldest, oldest.path)
         kill_everything(nginx)
         nginx.start()
+        assert_version_with_its_module(nginx, oldest, oldest.path)
+
+
+def test_another_supervisor_finds_no_state_and_a_package(oldest: Build, newest: Build) -> None:
+    bad = candidate(newest, "status_500")
+    with site.make(oldest, Options(module=True)) as one, supervised.running(one) as nginx:
+        lose_everything(nginx, newest, bad)
+        checks.assert_serves(nginx, oldest)
+        shutil.rmtree(one.folder / "state" / "versions")
+        reload_to(nginx, 3)
+        answer = nginx.ctl("upgrade")
+        assert answer.code == 4, answer
         assert_version_with_its_module(nginx, oldest, oldest.path)
