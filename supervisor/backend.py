@@ -63,6 +63,9 @@ class Backend:
             last_verdict=self._effects.last_verdict,
             upgrade=self._running_upgrade(),
             next_start=self._engine.next_start(),
+            drain_left=max(
+                0.0, self._world.settings.upgrade.drain_timeout - self._engine.elapsed()[1]
+            ),
         )
 
     def _running_upgrade(self) -> dict[str, object]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 
-from supervisor.core.model import UPGRADING, Phase, State, public_state
+from supervisor.core.model import UPGRADING, Goal, Phase, State, public_state
 from supervisor.edges import procfs
 from supervisor.edges.disk_binary import DiskBinary
 from supervisor.edges.generation import Generation, Role
@@ -26,19 +26,22 @@ def status(
     last_verdict: Mapping[str, object] | None,
     upgrade: Mapping[str, object],
     next_start: float | None,
+    drain_left: float | None = None,
 ) -> dict[str, object]:
     """The reply of Status: the active generation first, orphans of a dead master as retiring.
 
     `upgrade` is what the running upgrade has besides its id, phase and candidate; `next_start` is
-    in how many seconds nginx is started again.
+    in how many seconds nginx is started again, `drain_left` how many seconds the connections of
+    the previous generation have at most.
     """
     shown = sorted(generations, key=lambda one: (_ORDER[one.role], one.id))
     active = next((one for one in shown if one.role is Role.ACTIVE), None)
-    told, reason, detail = _condition(state, active, next_start)
+    told, reason, detail = _condition(state, active)
+    prospect = _prospect(state, upgrade.get("phase_elapsed_s"), next_start, drain_left)
     return {
         "state": told,
         "reason": reason,
-        "detail": detail,
+        "detail": "; ".join(filter(None, (detail, prospect))) or None,
         "upgrade": _upgrade(state, shown, upgrade),
         "generations": [_generation(one) for one in shown],
         "binary_on_disk": {
@@ -65,9 +68,7 @@ def version() -> str:
     return metadata.version("nginx-supervisor")
 
 
-def _condition(
-    state: State, active: Generation | None, next_start: float | None
-) -> tuple[str, str | None, str | None]:
+def _condition(state: State, active: Generation | None) -> tuple[str, str | None, str]:
     """State, reason and detail; a master at rest without workers is degraded whoever did that."""
     at_rest = state.phase in (Phase.IDLE, Phase.DRAINING)
     if at_rest and active is not None and not active.brood().accepting:
@@ -76,11 +77,54 @@ def _condition(
             "reload brings them back where the configuration is good"
         )
         return "degraded", "no_workers", detail
-    detail = state.detail
+    return public_state(state), _reason(state), state.detail
+
+
+def _prospect(
+    state: State, spent: object, next_start: float | None, drain_left: float | None
+) -> str | None:
+    """How long this may still take, and what comes then, as far as it is known."""
     if next_start is not None:
-        again = f"nginx is started again in {next_start:.1f} s (nginxctl start: now)"
-        detail = f"{detail}; {again}" if detail else again
-    return public_state(state), _reason(state), detail or None
+        return f"nginx is started again in {next_start:.1f} s (nginxctl start: now)"
+    if state.phase is Phase.DRAINING and drain_left is not None:
+        return f"old connections end in {drain_left:.0f} s at the latest; nginxctl drain --now"
+    if state.phase is Phase.STOPPING:
+        again = " until it is started again" if state.goal is Goal.RESTART else ""
+        return f"nginx takes no new connections{again}"
+    if state.phase in UPGRADING and isinstance(spent, int | float):
+        return "; ".join(filter(None, (_time_left(state, spent), _to_be_held(state)))) or None
+    return None
+
+
+def _time_left(state: State, spent: float) -> str | None:
+    """Of the phases that have a limit of their own; `spent` is how long this one is on."""
+    upgrade = state.upgrade
+    if upgrade is None:
+        return None
+    limit = state.rules.start_timeout
+    match state.phase:
+        case Phase.SPAWNING:
+            return f"the candidate has to be ready in {_left(limit, spent)}"
+        case Phase.CANARY:
+            most = f"{_left(upgrade.canary + limit, spent)} at most"
+            if spent < upgrade.canary:
+                return f"the canary ends in {_left(upgrade.canary, spent)} at the earliest, {most}"
+            return f"the canary waits for evidence, {most}"
+        case Phase.SOAKING:
+            return f"the soak ends in {_left(upgrade.soak, spent)}"
+        case _:
+            return None
+
+
+def _left(whole: float, spent: float) -> str:
+    return f"{max(0.0, whole - spent):.1f} s"
+
+
+def _to_be_held(state: State) -> str | None:
+    decided = (Phase.HELD, Phase.COMMITTING, Phase.ROLLING_BACK)
+    if state.upgrade is None or not state.upgrade.hold or state.phase in decided:
+        return None
+    return "after the soak it is held, for nginxctl promote or nginxctl rollback"
 
 
 def _reason(state: State) -> str | None:

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from supervisor import snapshot
-from supervisor.core.model import Phase, State, Upgrade
+from supervisor.core.model import Goal, Phase, State, Upgrade
 from supervisor.edges.disk_binary import DiskBinary
 from supervisor.edges.generation import Role
 from supervisor.edges.procfs import Brood
 from supervisor.verdicts import was_begun
 from tests.engine.conftest import FRESH
 
+HELD_THEN = "after the soak it is held, for nginxctl promote or nginxctl rollback"
 NOBODY: frozenset[int] = frozenset()
 PROGRAM = SimpleNamespace(version="1.22.1", path="/usr/sbin/nginx", sha256="ab")
 NO_BINARY = DiskBinary(path="/usr/sbin/nginx", sha256=None, version=None)
@@ -34,11 +35,18 @@ def generation(number: int, role: Role, *, accepting: int = 0, draining: int = 0
     )
 
 
-def status(state: State, *generations: Any, next_start: float | None = None) -> dict[str, object]:
+def status(
+    state: State,
+    *generations: Any,
+    next_start: float | None = None,
+    spent: float | None = None,
+    drain_left: float | None = None,
+) -> dict[str, object]:
     return snapshot.status(
         state=state, generations=generations, disk=NO_BINARY,
-        config_matches=True, probes=[], restarts=0, last_verdict=None, upgrade={},
-        next_start=next_start,
+        config_matches=True, probes=[], restarts=0, last_verdict=None,
+        upgrade={} if spent is None else {"phase_elapsed_s": spent},
+        next_start=next_start, drain_left=drain_left,
     )  # fmt: skip
 
 
@@ -62,6 +70,55 @@ def test_backoff_tells_why_nginx_is_down_and_when_it_is_tried_next() -> None:
     assert told["detail"] == (
         "bind() failed; nginx is started again in 3.2 s (nginxctl start: now)"
     )
+
+
+@pytest.mark.parametrize(
+    ("phase", "hold", "spent", "told"),
+    [
+        (Phase.PREFLIGHT, False, 0.1, None),
+        (Phase.SPAWNING, False, 0.1, "the candidate has to be ready in 9.9 s"),
+        (Phase.CANARY, False, 1.0, "the canary ends in 4.0 s at the earliest, 14.0 s at most"),
+        (Phase.CANARY, False, 6.0, "the canary waits for evidence, 9.0 s at most"),
+        (Phase.SHIFTING, True, 0.1, HELD_THEN),
+        (Phase.SOAKING, True, 10.0, f"the soak ends in 20.0 s; {HELD_THEN}"),
+        (Phase.SOAKING, False, 31.0, "the soak ends in 0.0 s"),
+        (Phase.HELD, True, 31.0, None),
+        (Phase.COMMITTING, True, 0.1, None),
+        (Phase.ROLLING_BACK, True, 0.1, None),
+    ],
+)
+def test_how_long_a_phase_may_take_and_what_comes_then(
+    phase: Phase,
+    hold: bool,  # noqa: FBT001
+    spent: float,
+    told: str | None,
+) -> None:
+    upgrade = Upgrade(id="u1", canary=5, soak=30, hold=hold)
+    assert status(replace(FRESH, phase=phase, upgrade=upgrade), spent=spent)["detail"] == told
+
+
+def test_how_long_old_connections_may_take() -> None:
+    state = replace(FRESH, phase=Phase.DRAINING, active=2, retiring=frozenset({1}))
+    new = generation(2, Role.ACTIVE, accepting=1)
+    assert status(state, new, drain_left=26.4)["detail"] == (
+        "old connections end in 26 s at the latest; nginxctl drain --now"
+    )
+    assert status(state, new)["detail"] is None
+
+
+@pytest.mark.parametrize(
+    ("goal", "told"),
+    [
+        (Goal.STOP, "nginx takes no new connections"),
+        (Goal.EXIT, "nginx takes no new connections"),
+        (Goal.RESTART, "nginx takes no new connections until it is started again"),
+    ],
+)
+def test_one_that_stops_is_told_from_one_that_drains(goal: Goal, told: str) -> None:
+    upgrade = Upgrade(id="u1", canary=5, soak=30, hold=True)
+    state = replace(FRESH, phase=Phase.STOPPING, goal=goal, reason="stopping", upgrade=upgrade)
+    found = status(state, generation(1, Role.ACTIVE, draining=1), spent=3.0, drain_left=3.0)
+    assert (found["state"], found["reason"], found["detail"]) == ("draining", "stopping", told)
 
 
 def test_the_active_generation_comes_first() -> None:
