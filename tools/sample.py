@@ -2,7 +2,8 @@
 
     python -m tools.sample
 
-Ctrl-C stops nginx and the supervisor; the folder of the sample goes with them.
+Ctrl-C stops nginx and the supervisor; the folder of the sample goes with them. A supervisor that
+is killed is started again on the same folder, as a service manager would: nginx serves on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.e2e.harness import settings, site
 from tests.e2e.harness.site import Site
@@ -17,6 +19,7 @@ from tests.e2e.harness.supervised import COMMANDS
 from tools.nginx_builds import builds, candidate
 from tools.nginx_cache import BuildsError
 
+PID_FILE = "supervisor.pid"
 UPGRADE = {"canary": "3s", "soak": "5s", "start_timeout": "5s"}
 BAD: dict[str, tuple[str, dict[str, int | str]]] = {
     "answers 500": ("status_500", {}),
@@ -49,7 +52,16 @@ def hints(one: Site) -> str:
     for title, (kind, knobs) in BAD.items():
         path = candidate(later, kind, into=None, **knobs)
         lines.append(f"  nginxctl upgrade {path}    # {title}")
-    lines += ["", "Ctrl-C here ends it all.", ""]
+    lines += [
+        "",
+        "Kill the supervisor, also in the middle of an upgrade: nginx serves on, and the next",
+        "supervisor, which is started here as a service manager would, finds what is:",
+        "",
+        f"  kill -9 $(cat {one.folder / PID_FILE})",
+        "",
+        "Ctrl-C here ends it all.",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -72,12 +84,26 @@ def main() -> int:
         sys.stdout.flush()
         # The terminal's Ctrl-C reaches the supervisor too, which then stops nginx; wait for it.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        supervisor = subprocess.Popen(
-            [COMMANDS / "nginx-supervisor", "run", "--config", toml],
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        signal.signal(signal.SIGTERM, lambda *_: supervisor.terminate())
-        return supervisor.wait()
+        while True:
+            supervisor = launch(toml)
+            code = supervisor.wait()
+            if code != -signal.SIGKILL:
+                return code
+            sys.stdout.write(
+                "\nThe supervisor was killed. nginx serves on; the next one adopts it.\n"
+            )
+            sys.stdout.flush()
+
+
+def launch(toml: Path) -> subprocess.Popen[bytes]:
+    """A supervisor; SIGTERM to us is passed on to it from now on."""
+    supervisor = subprocess.Popen(
+        [COMMANDS / "nginx-supervisor", "run", "--config", toml],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    signal.signal(signal.SIGTERM, lambda *_: supervisor.terminate())
+    toml.with_name(PID_FILE).write_text(f"{supervisor.pid}\n")
+    return supervisor
 
 
 if __name__ == "__main__":

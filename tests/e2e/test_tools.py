@@ -104,6 +104,20 @@ def test_the_sample_can_be_tried_as_its_hints_say(cradle: Cradle, tmp_path: Path
     with urllib.request.urlopen(curl[1], timeout=20) as answer:
         assert answer.read().decode() == f"{builds()[0]}\n"
 
+    def who() -> tuple[int, int]:
+        told = json.loads(ask("--json", "status").stdout)
+        return told["supervisor_pid"], told["generations"][0]["master_pid"]
+
+    pid_file = re.search(r"^  kill -9 \$\(cat (\S+)\)$", hints, re.M)
+    assert pid_file is not None
+    killed, master = who()
+    assert int(Path(pid_file[1]).read_text()) == killed
+    os.kill(killed, signal.SIGKILL)
+    until("another supervisor", lambda: int(Path(pid_file[1]).read_text()) != killed)
+    until("nginx running", is_running, LIMIT, poll=0.1)
+    assert who() == (int(Path(pid_file[1]).read_text()), master)
+    assert "nginx serves on" in sample.text()
+
     # A terminal sends it to the whole foreground group, the supervisor included.
     os.killpg(sample.pid, signal.SIGINT)
     sample.assert_ends(0, site)
