@@ -38,6 +38,8 @@ def status(
     active = next((one for one in shown if one.role is Role.ACTIVE), None)
     told, reason, detail = _condition(state, active)
     prospect = _prospect(state, upgrade.get("phase_elapsed_s"), next_start, drain_left)
+    if state.phase is Phase.STOPPING and not any(one.brood().accepting for one in shown):
+        prospect = _refusing(state)
     return {
         "state": told,
         "reason": reason,
@@ -88,12 +90,14 @@ def _prospect(
         return f"nginx is started again in {next_start:.1f} s (nginxctl start: now)"
     if state.phase is Phase.DRAINING and drain_left is not None:
         return f"old connections end in {drain_left:.0f} s at the latest; nginxctl drain --now"
-    if state.phase is Phase.STOPPING:
-        again = " until it is started again" if state.goal is Goal.RESTART else ""
-        return f"nginx takes no new connections{again}"
     if state.phase in UPGRADING and isinstance(spent, int | float):
         return "; ".join(filter(None, (_time_left(state, spent), _to_be_held(state)))) or None
     return None
+
+
+def _refusing(state: State) -> str:
+    again = " until it is started again" if state.goal is Goal.RESTART else ""
+    return f"nginx takes no new connections{again}"
 
 
 def _time_left(state: State, spent: float) -> str | None:

@@ -119,6 +119,8 @@ def test_one_that_stops_is_told_from_one_that_drains(goal: Goal, told: str) -> N
     state = replace(FRESH, phase=Phase.STOPPING, goal=goal, reason="stopping", upgrade=upgrade)
     found = status(state, generation(1, Role.ACTIVE, draining=1), spent=3.0, drain_left=3.0)
     assert (found["state"], found["reason"], found["detail"]) == ("draining", "stopping", told)
+    candidate_first = status(state, generation(1, Role.ACTIVE, accepting=1), spent=3.0)
+    assert candidate_first["detail"] is None
 
 
 def test_the_active_generation_comes_first() -> None:
