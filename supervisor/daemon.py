@@ -45,6 +45,22 @@ from supervisor.reconfigure import reconfigure, restart_policy_of, rules_of
 from supervisor.snapshot import version
 from supervisor.watch import watch
 
+DESCRIPTION = """\
+Owns an nginx master: keeps it running, upgrades its binary under live traffic, and brings the old
+binary back where the new one misbehaves. `nginxctl` tells it what to do and shows what it sees."""
+
+EPILOG = """\
+signals to `run`:
+  SIGTERM, SIGINT  stop nginx, then end (so does `systemctl stop` or `restart` of its unit)
+  SIGKILL          nginx serves on; the next supervisor adopts it
+  SIGHUP           read the configuration again
+  SIGUSR1          have nginx reopen its log files
+
+exit codes:
+  0  `run`: told to end, and nginx is stopped; `check`: the configuration is good
+  1  nginx could not be started the first time, or not be stopped, or another supervisor owns it
+  2  the configuration or the arguments are wrong"""
+
 EXIT_CONFIG = 2
 
 SWITCH_INTERVAL = 0.0005
@@ -57,12 +73,22 @@ LAST_WORDS = 1.0
 def main(argv: Sequence[str] | None = None) -> int:
     """`nginx-supervisor`: exits 0 after SIGTERM or SIGINT, 1 on a failed first start, 2 on bad
     configuration."""
-    parser = argparse.ArgumentParser(prog="nginx-supervisor", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="nginx-supervisor",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=version())
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("run", "own nginx until told to end"), ("check", "check a configuration")):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("--config", required=True, type=Path, metavar="FILE")
+    for name, text in (
+        ("run", "own nginx until told to end: start it, or adopt the one that runs"),
+        ("check", "read the configuration, say what is wrong with it, change nothing"),
+    ):
+        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        command.add_argument(
+            "--config", required=True, type=Path, metavar="FILE", help="the configuration (TOML)"
+        )
     given = parser.parse_args(argv)
     try:
         settings = load_settings(given.config)
