@@ -48,6 +48,15 @@ def open_module(where: Path) -> int | None:
             return open_regular(where.resolve())
         except FileNotFoundError:
             return None
+        except PermissionError as exc:
+            if not where.is_relative_to("/proc"):
+                raise
+            raise Refusal(
+                "binary_unreadable",
+                f"cannot read a module that nginx has loaded, whose file was replaced since, from"
+                f" {where}: {exc.strerror} (CAP_CHECKPOINT_RESTORE permits it); start what is"
+                " on disk: nginxctl restart",
+            ) from exc
 
 
 def open_exe(pid: int) -> tuple[int, Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from tests.e2e.test_package_replacement import (
     install,
     kill_everything,
 )
+from tests.e2e.test_unprivileged import as_nobody
 from tools.nginx_builds import candidate
 from tools.nginx_cache import Build
 
@@ -137,3 +139,18 @@ def test_another_supervisor_finds_no_state_and_a_package(oldest: Build, newest: 
         answer = nginx.ctl("upgrade")
         assert answer.code == 4, answer
         assert_version_with_its_module(nginx, oldest, oldest.path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_nobody_special_may_not_look_at_the_mappings(oldest: Build, newest: Build) -> None:
+    """It reloads all the same, and says how to go on."""
+    with as_nobody(oldest, Options(module=True)) as nginx:
+        shutil.rmtree(nginx.site.folder / "state" / "versions")
+        install(nginx.site, newest, newest.path)
+        reload_to(nginx, 3)
+        checks.assert_serves(nginx, oldest)
+        answer = nginx.ctl("upgrade")
+        assert (answer.code, answer.reason) == (3, "binary_unreadable"), answer
+        assert "nginxctl restart" in answer.last["detail"]
+        assert nginx.ctl("restart").code == 0
+        assert_version_with_its_module(nginx, newest, newest.path)

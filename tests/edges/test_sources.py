@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import subprocess
 from pathlib import Path
 
-from supervisor.edges.sources import mapped_modules
+import pytest
+
+from supervisor.core.errors import Refusal
+from supervisor.edges.sources import mapped_modules, open_module
 
 
 def test_only_what_is_mapped_was_loaded(tmp_path: Path) -> None:
@@ -31,3 +36,16 @@ def test_only_what_is_mapped_was_loaded(tmp_path: Path) -> None:
         assert found[names[0]].read_bytes() == content
         process.kill()
     assert mapped_modules(process.pid, names) == {}
+
+
+def test_a_module_that_may_not_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the capability that /proc/PID/map_files asks for; there is a way out."""
+
+    def forbidden(*_arguments: object) -> int:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "open", forbidden)
+    with pytest.raises(Refusal) as caught:
+        open_module(Path("/proc/1/map_files/1-2"))
+    assert caught.value.reason == "binary_unreadable"
+    assert "nginxctl restart" in caught.value.detail
