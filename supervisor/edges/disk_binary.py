@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import stat
 from dataclasses import dataclass
 
 _VERSION = re.compile(rb"\x00(?:nginx|openresty|Angie|Tengine)/(\d+(?:\.\d+)+)")
@@ -12,7 +13,8 @@ _VERSION = re.compile(rb"\x00(?:nginx|openresty|Angie|Tengine)/(\d+(?:\.\d+)+)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskBinary:
-    """The file at a path: its hash, and the version that its text names (None: no nginx)."""
+    """The file at a path: its hash (None: no file), and the version that its text names (None: no
+    nginx)."""
 
     path: str
     sha256: str | None
@@ -30,8 +32,10 @@ class DiskBinaryCache:
     def look(self) -> DiskBinary:
         """The file as it is now; never raises. Some milliseconds where it has changed."""
         try:
-            with open(self._path, "rb") as file:
+            with open(self._path, "rb", opener=_at_once) as file:
                 found = os.fstat(file.fileno())
+                if not stat.S_ISREG(found.st_mode):
+                    raise OSError
                 seen = (
                     found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns,
                     found.st_ctime_ns,
@@ -48,3 +52,8 @@ class DiskBinaryCache:
         except OSError:
             self._seen, self._answer = None, DiskBinary(path=self._path, sha256=None, version=None)
         return self._answer
+
+
+def _at_once(path: str, flags: int) -> int:
+    """A pipe would be waited for, and with it everyone who asks for the status."""
+    return os.open(path, flags | os.O_NONBLOCK)

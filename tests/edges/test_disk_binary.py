@@ -61,3 +61,9 @@ def test_a_missing_file_is_an_answer_and_comes_back(tmp_path: Path) -> None:
     assert cache.look() == nothing
     path.mkdir()
     assert cache.look() == nothing
+
+
+def test_a_pipe_holds_nobody_up(tmp_path: Path) -> None:
+    path = tmp_path / "binary"
+    os.mkfifo(path)
+    assert DiskBinaryCache(str(path)).look().sha256 is None
