@@ -32,10 +32,8 @@ class DiskBinaryCache:
     def look(self) -> DiskBinary:
         """The file as it is now; never raises. Some milliseconds where it has changed."""
         try:
-            with open(self._path, "rb", opener=_at_once) as file:
+            with open(self._path, "rb", opener=_open_regular) as file:
                 found = os.fstat(file.fileno())
-                if not stat.S_ISREG(found.st_mode):
-                    raise OSError
                 seen = (
                     found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns,
                     found.st_ctime_ns,
@@ -54,6 +52,10 @@ class DiskBinaryCache:
         return self._answer
 
 
-def _at_once(path: str, flags: int) -> int:
+def _open_regular(path: str, flags: int) -> int:
     """A pipe would be waited for, and with it everyone who asks for the status."""
-    return os.open(path, flags | os.O_NONBLOCK)
+    fd = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise OSError(f"{path} is no regular file")
+    return fd
