@@ -210,7 +210,9 @@ class Engine:
         if upgrade is not None:
             fields["upgrade_id"] = upgrade.id
         if after.reason:
-            fields |= {"reason": after.reason, "detail": after.detail}
+            fields["reason"] = after.reason
+            if after.detail:
+                fields["detail"] = after.detail
         if after.candidate or after.active:
             fields["generation"] = f"g{after.candidate or after.active}"
         self._tell_level(after.phase)(name, **fields)

@@ -72,7 +72,9 @@ class Timeline:
         yield f"nginxctl: {self._name} {verdict}: {text(event.get('reason'))}"
         if event.get("detail"):
             yield f"  {text(event['detail'])}"
-        if verdict == "failed" and self._name in {"start", "restart"}:
+        if verdict == "failed" and event.get("reason") == "stopping":
+            yield f"  {_STOPPED}"
+        elif verdict == "failed" and self._name in {"start", "restart"}:
             yield f"  {_TRIES_AGAIN}"
         elif verdict == "rolled_back" and event.get("reason") == "stopped":
             yield f"  {_STOPPED}"

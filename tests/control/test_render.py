@@ -125,6 +125,12 @@ def test_what_to_do_after_a_rollback(reason: str, told: str, not_told: str) -> N
     assert not_told not in text
 
 
+def test_a_start_that_a_stop_came_before() -> None:
+    text = "\n".join(Timeline("restart").explanation(verdict("failed", "stopping")))
+    assert "`nginxctl start` starts it" in text
+    assert "tries again" not in text
+
+
 # --- the log -------------------------------------------------------------------------------
 
 

@@ -73,4 +73,5 @@ async def test_a_rollback_is_heard(
         assert levels(running, "upgrade.verdict", "verdict") == {verdict: level}
         changes = levels(running, "upgrade.state_changed", "to_state")
         assert (changes["canary"], changes["rolling_back"]) == ("info", "warning")
+        assert not any(one.get("detail") == "" for one in running.entries), "nothing is not told"
         assert not any("time" in one for one in running.entries), "each line has its own time"
