@@ -174,7 +174,7 @@ TABLE = (
           reason="workers_respawning"),
     Fault(fault="workers exit in a loop", phase="soaking", kind="workers_exit", knobs=LATER,
           reason="workers_respawning"),
-    Fault(fault="new listener busy", phase="spawning", act="busy_listener",
+    Fault(fault="new listener busy", phase="spawning", act="busy_listener", knobs=SLOW_TEST,
           reason="candidate_exited"),
     # Bad on the public listeners alone, good throughout, bad throughout: whatever the answers that
     # were heard on the private port, nobody knows whose they were.
