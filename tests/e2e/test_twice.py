@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -71,13 +72,13 @@ def test_a_death_in_the_last_look_commits_nothing(oldest: Build, newest: Build) 
     with site.make(oldest) as one, supervised.on(one, settings) as nginx:
         nginx.settings["probe"] = [probe(one, timeout="5s")]
         nginx.start()
-        client = nginx.begin("upgrade", newest.path, "--canary", "1s", "--soak", "0s")
+        client = nginx.begin("upgrade", newest.path, "--canary", "3s", "--soak", "0s")
         nginx.until_phase("canary")
+        time.sleep(1.5)  # it has shown that it is healthy by then
         new = nginx.masters()[-1]
-        workers = [each.pid for each in nginx.nginx() if each.parent == new.pid]
-        until("the shift", lambda: journal_has(nginx, "shifting"), poll=0.0)
-        for pid in workers:
-            os.kill(pid, signal.SIGSTOP)
+        for worker in nginx.nginx():
+            if worker.parent == new.pid:
+                os.kill(worker.pid, signal.SIGSTOP)
         until("the last look", lambda: journal_has(nginx, "committing"), poll=0.0)
         nginx.die()
         nginx.end(client)
