@@ -244,9 +244,12 @@ def verdict_of_stopped(state: State, verdict: Verdict) -> tuple[Action, ...]:
     """The verdict of an upgrade that a stop has ended, where there is one."""
     if state.upgrade is None:
         return ()
-    reason = state.upgrade.reason or "stopped"
-    detail = state.upgrade.detail or "nginx was stopped before the upgrade was decided"
-    return (Pronounce(verdict=verdict, reason=reason, detail=detail),)
+    detail = "nginx was stopped before the upgrade was decided"
+    if state.upgrade.reason:
+        # What it was rolled back for; but the old generation does not serve now.
+        why = f"{state.upgrade.reason}: {state.upgrade.detail}"
+        detail = f"nginx was stopped while the upgrade was being rolled back ({why})"
+    return (Pronounce(verdict=verdict, reason="stopped", detail=detail),)
 
 
 def goal_exit(state: State, _event: Event) -> Step:

@@ -263,7 +263,10 @@ def test_a_stop_comes_before_the_rollback_of_a_commit_that_failed() -> None:
     )  # fmt: skip
     story.tell(
         Succeeded(note="nothing is left"),
-        Pronounce(verdict=Verdict.ROLLED_BACK, reason="no_workers", detail="none"),
+        Pronounce(
+            verdict=Verdict.ROLLED_BACK, reason="stopped",
+            detail="nginx was stopped while the upgrade was being rolled back (no_workers: none)",
+        ),
         Settle(ok=True, reason="stopped", detail="nothing is left"),
         phase=Phase.STOPPED, active=None, candidate=None, upgrade=None, reason="stopped",
     )  # fmt: skip

@@ -120,12 +120,13 @@ def test_a_stop_ends_the_upgrade(
         NOTHING, Run(operation=Operation.STOP, command=command),
         phase=Phase.STOPPING, goal=goal, reason="stopping", detail="", waiting=(),
     )  # fmt: skip
-    why = ("probe_failed", "home") if phase is Phase.ROLLING_BACK else (
-        "stopped", "nginx was stopped before the upgrade was decided")  # fmt: skip
+    why = "nginx was stopped before the upgrade was decided"
+    if phase is Phase.ROLLING_BACK:
+        why = "nginx was stopped while the upgrade was being rolled back (probe_failed: home)"
     last = (Exit(0),) if goal is Goal.EXIT else ()
     story.tell(
         Succeeded(),
-        Pronounce(verdict=Verdict.ROLLED_BACK, reason=why[0], detail=why[1]),
+        Pronounce(verdict=Verdict.ROLLED_BACK, reason="stopped", detail=why),
         Settle(ok=True, reason="stopped", detail="nginx is stopped"), *last,
         phase=Phase.STOPPED, active=None, candidate=None, upgrade=None, reason="stopped",
     )  # fmt: skip
