@@ -27,6 +27,9 @@ USR2_PENDING_LIMIT = 5.0
 FORK_LIMIT = 0.05
 """The same where an upgrade is taken back: a fork follows the handler at once."""
 
+EXEC_LIMIT = 5.0
+"""Seconds after which a fork that does not exec is ended, where an upgrade is taken back."""
+
 NO_WORKERS_LIMIT = 1.0
 """Seconds for which a master with handlers may be without any worker while it starts."""
 
@@ -113,13 +116,19 @@ async def _appearance(world: World, run: UpgradeRun, old: Generation, changed: i
 async def _await_candidate(
     world: World, run: UpgradeRun, old: Generation, limit: float
 ) -> Generation | None:
-    """The candidate; None where none has come `limit` seconds after USR2 was handled."""
+    """The candidate; None where none has come `limit` seconds after USR2 was handled.
+
+    One that was forked and has not exec'd yet (its file is on a slow disk) is waited for, until
+    the caller is cancelled.
+    """
     with trio.move_on_after(USR2_PENDING_LIMIT + limit) as waiting, Pulse(POLL) as pulse:
         handled = False
         # Nobody but the parent is told of a fork: this can only be looked for.
         while (found := _find_candidate(world, run, old)) is None:
             if not handled and not procfs.pending(old.master.pid, signal.SIGUSR2):
                 handled = True
+                waiting.deadline = trio.current_time() + limit
+            elif handled and _forks(run, old):
                 waiting.deadline = trio.current_time() + limit
             await pulse.tick()
         return found
@@ -135,9 +144,28 @@ async def find_late_candidate(world: World, run: UpgradeRun) -> None:
     old = world.active
     if not run.usr2_sent or run.quit_sent or world.candidate is not None:
         return
-    if old is not None and old.alive:
-        let_run(world, old)
+    if old is None or not old.alive:
+        return
+    let_run(world, old)
+    with trio.move_on_after(EXEC_LIMIT):
         await _await_candidate(world, run, old, FORK_LIMIT)
+        return
+    for pid in _forks(run, old):
+        world.log.warning("candidate.killed_before_exec", pid=pid)
+        process = Process.open(pid)
+        if process is not None:
+            process.send(signal.SIGKILL)
+            await process.wait_exited()
+            process.close()
+
+
+def _forks(run: UpgradeRun, old: Generation) -> list[int]:
+    """New children of the old master that have neither exec'd nor become workers."""
+    return [
+        pid
+        for pid in procfs.children(old.master.pid)
+        if pid not in run.usr2_children and procfs.classify(pid) is procfs.ChildKind.STARTING
+    ]
 
 
 def let_run(world: World, old: Generation) -> None:
