@@ -70,7 +70,7 @@ def test_a_candidate_that_never_answered_well_is_not_committed(
             assert (bad.code, bad.reason) == (4, "probe_failed"), bad
             assert "status 500" in bad.last["detail"]
             assert bad.last["judged"] is True
-            # Since 1.21.6 the public address shows some of the candidate's answers in the canary too.
+            # Since 1.21.6 the public address shows some of its answers in the canary too.
             blind = not included and oldest.number < (1, 21, 6)
             if included or blind:
                 assert "soaking" in bad.last["phases"]
