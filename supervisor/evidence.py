@@ -284,12 +284,18 @@ class Evidence:
         """Return when the evidence of the soak is for a commit; raises OperationFailed.
 
         A probe that has not been heard since the shift, as the soak was too short for that, is
-        asking already: it gets its timeout. The end of a worker is waited for until it is
-        understood. Where no probe judges and no worker has ended, this takes no time.
+        asking already: it gets its timeout. One whose last answer was a failure is asked until it
+        passes, or has failed as often as condemns at any time: a single failure may be the host's,
+        or of a supervisor that was stopped meanwhile. The end of a worker is waited for until it
+        is understood. Where no probe judges and no worker has ended, this takes no time.
         """
         judge = self._judge
         if judge is not None:
             await self._hear(judge.unheard, lambda: judge.undecided)
+            for _ in range(max((one.fall for one in self._probes.values()), default=0)):
+                if judge.trigger is not None or not judge.doubted:
+                    break
+                await self._ask_now(set(judge.doubted))
         self.expect_good()
 
     def expect_good(self) -> None:

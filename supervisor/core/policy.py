@@ -227,6 +227,11 @@ class Judge:
         return frozenset(self._judging) - self._heard.keys()
 
     @property
+    def doubted(self) -> frozenset[str]:
+        """The probes that judge and whose last answer that counts was a failure."""
+        return frozenset(name for name, last in self._heard.items() if last is Outcome.FAIL)
+
+    @property
     def undecided(self) -> bool:
         """A little more time may still show something: a first answer, or why a worker ended."""
         return self.trigger is None and bool(self.unheard or self._ended)

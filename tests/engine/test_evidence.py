@@ -102,6 +102,7 @@ class Scene:
                 self._reply, name, left.pop(0) if left else PASS
             )
             await self.evidence.baseline()
+        self.prober.answer = lambda _: None
 
     async def _reply(self, name: str, outcome: Outcome) -> None:
         await trio.sleep(0.1)
@@ -289,8 +290,9 @@ async def test_the_last_look_waits_for_probes_that_have_not_answered_yet(
 @pytest.mark.parametrize(
     ("outcomes", "reason", "seconds"),
     [
-        ((FAIL,), "probe_failed", 0.0),
-        ((PASS, FAIL), "probe_failed", 0.0),
+        # Asked again, and nobody answers.
+        ((FAIL,), "probe_failed", HOME.fall * (HOME.timeout + GRACE)),
+        ((PASS, FAIL), "probe_failed", HOME.fall * (HOME.timeout + GRACE)),
         ((), "soak_inconclusive", HOME.timeout + GRACE),
     ],
 )
@@ -306,6 +308,39 @@ async def test_the_last_look_is_against_a_commit(
     assert failure.reason == reason
     assert trio.current_time() - began == pytest.approx(seconds)
     assert scene.told == [{"event": "trigger", "reason": reason, "detail": failure.detail}]
+
+
+async def test_one_failure_before_the_last_look_condemns_nobody(
+    autojump_clock: MockClock,
+) -> None:
+    """The supervisor may have been stopped for a while, say: the probe is asked again."""
+    scene = await soaking(HOME)
+    scene.see(PASS)
+    scene.see(FAIL)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scene.evidence.last_look)
+        await trio.sleep(HOME.timeout / 2)
+        scene.see(PASS)
+    scene.evidence.expect_good()
+
+
+async def test_failures_in_the_last_look_condemn_as_at_any_time(
+    autojump_clock: MockClock,
+) -> None:
+    scene = await soaking(HOME)
+    scene.see(FAIL)
+    failures: list[OperationFailed] = []
+
+    async def look() -> None:
+        failures.append(await failing(scene.evidence))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(look)
+        for _ in range(HOME.fall - 1):
+            await trio.sleep(HOME.timeout / 2)
+            scene.see(FAIL)
+    (failure,) = failures
+    assert f"failed {HOME.fall} times" in failure.detail
 
 
 async def test_the_last_look_sees_what_happens_while_it_waits(
