@@ -43,7 +43,7 @@ ifeq ($(strip $(PYTEST_ARGS)),)
 	@rm -f .coverage .coverage.*
 	@COVERAGE_FILE=.coverage.core $(VENV)/bin/pytest tests/core tests/engine -q -n 2 --cov --cov-branch --cov-report=
 	@COVERAGE_FILE=.coverage.core $(VENV)/bin/coverage report --include='supervisor/core/*' --fail-under=100 --skip-covered
-	@$(VENV)/bin/pytest -n 4 --dist worksteal --cov --cov-branch --cov-report=
+	@$(VENV)/bin/pytest -n 3 --dist worksteal --cov --cov-branch --cov-report=
 	@$(VENV)/bin/coverage report --fail-under=90 --skip-covered
 else
 	@$(VENV)/bin/pytest -n 4 --dist worksteal $(PYTEST_ARGS)

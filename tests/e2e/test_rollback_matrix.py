@@ -34,7 +34,7 @@ class Fault:
 
     fault: str
     phase: str
-    sooner: str | None = None  # the phase before, where it is a race which of the two notices
+    or_in: str | None = None  # the phase beside it, where it is a race which of the two notices
     reason: str | tuple[str, ...]  # several where it is a race which is noticed first
     kind: str = "good"
     knobs: Mapping[str, int | str] = field(default_factory=dict)
@@ -125,9 +125,9 @@ TABLE = (
           reason="candidate_exited"),
     Fault(fault="master killed", phase="canary", act="kill_candidate", reason="candidate_exited"),
     Fault(fault="master killed before WINCH is seen", phase="shifting",
-          act="kill_candidate_while_shifting", reason="candidate_exited"),
+          or_in="soaking", act="kill_candidate_while_shifting", reason="candidate_exited"),
     Fault(fault="master killed", phase="soaking", act="kill_candidate", reason="candidate_exited"),
-    Fault(fault="master killed", phase="committing", sooner="soaking",
+    Fault(fault="master killed", phase="committing", or_in="soaking",
           act="kill_candidate_as_the_soak_ends", reason="candidate_exited"),
     Fault(fault="master killed", phase="held", act="kill_candidate", reason="candidate_exited"),
     Fault(
@@ -146,7 +146,7 @@ TABLE = (
           reason="candidate_stopped"),
     Fault(fault="master stopped", phase="soaking", act="stop_candidate",
           reason="candidate_stopped"),
-    Fault(fault="master stopped", phase="committing", sooner="soaking",
+    Fault(fault="master stopped", phase="committing", or_in="soaking",
           act="stop_candidate_as_the_soak_ends", reason="candidate_stopped"),
     Fault(fault="master stopped", phase="held", act="stop_candidate", reason="candidate_stopped"),
     Fault(fault="workers fatal", phase="spawning", kind="workers_fatal",
@@ -161,7 +161,7 @@ TABLE = (
           knobs=IN_SHIFT, act=STILL, reason="worker_died"),
     Fault(fault="workers crash in a loop", phase="soaking", kind="workers_crash", knobs=LATER,
           reason="worker_died"),
-    Fault(fault="workers killed", phase="committing", sooner="soaking",
+    Fault(fault="workers killed", phase="committing", or_in="soaking",
           act="kill_workers_as_the_soak_ends",
           reason=("worker_died", "no_workers", "candidate_stopped")),
     Fault(fault="workers crash in a loop", phase="held", kind="workers_crash", knobs=LATER,
@@ -267,7 +267,7 @@ def assert_verdict(answer: Answer, row: Fault) -> None:
     assert answer.reason in reasons, answer
     phases = list(answer.last["phases"])
     assert phases[-1] == "rolling_back", answer
-    assert phases[-2] in (row.phase, row.sooner), answer
+    assert phases[-2] in (row.phase, row.or_in), answer
 
 
 # --- acts: context managers around the beginning of the upgrade; what is after `yield` is done
