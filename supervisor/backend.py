@@ -105,15 +105,16 @@ class Backend:
             return None
         if self._engine.state.upgrade is not None:
             return None  # it is refused, and no test may run between two masters
-        objection: SupervisorError | None = None
+        objections: list[SupervisorError] = []
         for binary in (self._world.settings.nginx.binary, f"/proc/{active.master.pid}/exe"):
             try:
                 await read_facts(self._world, binary, settings_argv(self._world))
             except SupervisorError as exc:
-                objection = exc
+                objections.append(exc)
             else:
                 return None
-        return objection if objection and objection.reason == "config_rejected" else None
+        # In terms of the file that people know, where that says so as well.
+        return next((one for one in objections if one.reason == "config_rejected"), None)
 
     async def history(self, limit: int | None) -> Sequence[Mapping[str, object]]:
         """See ControlBackend."""
