@@ -58,6 +58,7 @@ class Backend:
             generations=list(self._world.generations),
             disk=self._disk.look(),
             config_matches=self._world.config_matches(),
+            held=self._world.held.report(),
             probes=self._evidence.report(),
             restarts=max(0, self._effects.starts - 1),
             last_verdict=self._effects.last_verdict,

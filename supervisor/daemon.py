@@ -28,6 +28,7 @@ from supervisor.edges.config_file import load_settings
 from supervisor.edges.control import serve_control
 from supervisor.edges.files import private_folder
 from supervisor.edges.generation import Generation
+from supervisor.edges.held import HeldListeners
 from supervisor.edges.journal import History, Journal
 from supervisor.edges.lock import SupervisorLock
 from supervisor.edges.log_tap import LogTap
@@ -237,6 +238,9 @@ def build(
         watch=watch_generation,
         background=nursery.start_soon,
         lock=locks.take,
+        held=HeldListeners(
+            enabled=settings.restart.hold_listeners, with_reuseport=settings.restart.hold_reuseport
+        ),
     )
     prober = Prober(
         settings.probes,

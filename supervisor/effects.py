@@ -21,7 +21,17 @@ from supervisor.edges.notify import Notifier
 from supervisor.edges.procfs import boot_id
 from supervisor.edges.runtime_state import KnownMaster, RuntimeState
 from supervisor.evidence import Evidence
-from supervisor.operations import ending, preflight, recover, reload, rollback, shift, spawn, start
+from supervisor.operations import (
+    ending,
+    listeners,
+    preflight,
+    recover,
+    reload,
+    rollback,
+    shift,
+    spawn,
+    start,
+)
 from supervisor.operations.world import UpgradeRun, World
 from supervisor.verdicts import Verdicts, utc_now
 
@@ -268,6 +278,8 @@ class NginxEffects:
     def settled(self, state: State) -> None:
         """Tell the service manager, once READY and then each change of state."""
         active = self._world.active
+        if state.phase in (Phase.DEGRADED, Phase.STOPPED) and not (active and active.alive):
+            listeners.release(self._world, "nginx is not started again by itself")
         version = "" if active is None else f" g{active.id} nginx {active.program.version}"
         told = (state.phase, version)
         if told == self._told:

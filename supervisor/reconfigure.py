@@ -71,6 +71,9 @@ async def reconfigure(path: Path, world: World, evidence: Evidence, prober: Prob
     if settings.probe_listener != world.settings.probe_listener:
         world.listener = ProbeListener(settings.probe_listener)
     world.settings = settings
+    world.held.configure(
+        enabled=settings.restart.hold_listeners, with_reuseport=settings.restart.hold_reuseport
+    )
     world.post(RulesChanged(rules=rules_of(settings), restarts=restart_policy_of(settings)))
 
     def take_probes() -> None:

@@ -21,6 +21,7 @@ def status(
     generations: Sequence[Generation],
     disk: DiskBinary,
     config_matches: bool | None,
+    held: Mapping[str, object],
     probes: Sequence[Mapping[str, object]],
     restarts: int,
     last_verdict: Mapping[str, object] | None,
@@ -38,8 +39,8 @@ def status(
     active = next((one for one in shown if one.role is Role.ACTIVE), None)
     told, reason, detail = _condition(state, active)
     prospect = _prospect(state, upgrade.get("phase_elapsed_s"), next_start, drain_left)
-    if state.phase is Phase.STOPPING and not any(one.brood().accepting for one in shown):
-        prospect = _refusing(state)
+    if not any(one.brood().accepting for one in shown):
+        prospect = _unserved(state, prospect, held["count"])
     return {
         "state": told,
         "reason": reason,
@@ -55,8 +56,7 @@ def status(
             else disk.sha256 == active.program.sha256,
         },
         "config_matches_active": config_matches,
-        # Duplicates of the listeners are not kept yet.
-        "held_listeners": {"available": False, "count": 0, "addresses": []},
+        "held_listeners": dict(held),
         "probes": list(probes),
         "restarts": restarts,
         "last_verdict": None if last_verdict is None else dict(last_verdict),
@@ -95,9 +95,17 @@ def _prospect(
     return None
 
 
-def _refusing(state: State) -> str:
-    again = " until it is started again" if state.goal is Goal.RESTART else ""
-    return f"nginx takes no new connections{again}"
+def _unserved(state: State, prospect: str | None, held: object) -> str | None:
+    """What clients see while no worker accepts."""
+    if state.phase is Phase.STOPPING:
+        again = " until it is started again" if state.goal is Goal.RESTART else ""
+        return f"nginx takes no new connections{again}"
+    seen = None
+    if state.phase in (Phase.BACKOFF, Phase.STARTING):
+        seen = "new connections wait in the held listeners" if held else "clients are refused"
+    elif state.phase is Phase.DEGRADED and not held:
+        seen = "clients are refused"
+    return "; ".join(filter(None, (seen, prospect))) or None
 
 
 def _time_left(state: State, spent: float) -> str | None:

@@ -149,6 +149,7 @@ class Verdicts:
             old.role = Role.RETIRING
         if candidate is not None:
             candidate.role = Role.ACTIVE
+            candidate.changed.set()  # what it listens on is held from now on
             self._world.last_program = candidate.program
             self._world.pid_path = candidate.program.pid_path
 

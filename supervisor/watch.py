@@ -17,6 +17,7 @@ from supervisor.edges.capture import PIECE, Capture
 from supervisor.edges.generation import Generation, listens_no_more
 from supervisor.edges.linux import ExitStatus
 from supervisor.edges.process import Process
+from supervisor.operations.listeners import hold
 from supervisor.operations.world import World
 
 CENSUS = 1.0
@@ -126,6 +127,8 @@ async def watch(
         stopped = False
         while not (generation.exit is not None and generation.gone):
             brood = generation.look()
+            if generation is world.active and not generation.told_to_stop:
+                hold(world, generation)
             draining |= brood.draining
             for pid, process in list(generation.workers.items()):
                 if pid not in watched:
@@ -151,7 +154,7 @@ async def watch(
                     )
                 )  # fmt: skip
             generation.changed = trio.Event()
-            with trio.move_on_after(CENSUS):
+            with trio.move_on_after(min(CENSUS, world.settings.restart.hold_check)):
                 await generation.changed.wait()
         nursery.cancel_scope.cancel()
 

@@ -108,6 +108,9 @@ class RestartSettings:
     start_limit: int = 10
     start_limit_interval: float = 60.0
     start_timeout: float = 30.0
+    hold_listeners: bool = True
+    hold_reuseport: bool = False
+    hold_check: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,6 +304,9 @@ def _parse_restart(table: Table) -> RestartSettings:
         start_limit=table.integer("start_limit", default.start_limit, least=0, most=1000),
         start_limit_interval=table.duration("start_limit_interval", default.start_limit_interval),
         start_timeout=table.duration("start_timeout", default.start_timeout, positive=True),
+        hold_listeners=table.flag("hold_listeners", default=default.hold_listeners),
+        hold_reuseport=table.flag("hold_reuseport", default=default.hold_reuseport),
+        hold_check=table.duration("hold_check", default.hold_check, positive=True),
     )
     if settings.backoff_initial > settings.backoff_max:
         raise table.error("backoff_initial", "it is longer than backoff_max")

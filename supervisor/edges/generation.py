@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -166,41 +164,3 @@ def listens_no_more(master: Process) -> bool:
     """Its listeners are closed, as by QUIT; False where that cannot be seen."""
     held = sockets.held_by(master.pid)
     return held is not None and not held.counts
-
-
-def take_listeners(process: Process) -> list[int]:
-    """Duplicates of the listening sockets of `process`, for a successor to inherit.
-
-    TCP and unix stream sockets that listen, and datagram sockets that are bound and not connected
-    (udp and quic listeners). The caller closes them. Empty where the process is gone.
-    """
-    taken: list[int] = []
-    try:
-        names = [int(name) for name in os.listdir(f"/proc/{process.pid}/fd")]
-    except OSError:
-        return []
-    for number in sorted(names):
-        try:
-            if not os.readlink(f"/proc/{process.pid}/fd/{number}").startswith("socket:"):
-                continue
-            fd = process.take_fd(number)
-        except OSError:
-            continue
-        if _listens(fd):
-            taken.append(fd)
-        else:
-            os.close(fd)
-    return taken
-
-
-def _listens(fd: int) -> bool:
-    with socket.socket(fileno=os.dup(fd)) as sock:
-        if sock.type == socket.SOCK_STREAM:
-            return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-        if sock.family not in (socket.AF_INET, socket.AF_INET6):
-            return False
-        try:
-            sock.getpeername()
-        except OSError:
-            return True
-        return False

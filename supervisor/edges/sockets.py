@@ -90,14 +90,15 @@ def _addresses_by_duplicating(pid: int) -> Iterator[Address]:
             if not is_socket:
                 continue
             with socket.socket(fileno=linux.take_fd(pidfd, int(name))) as duplicate:
-                address = _listening_address(duplicate)
+                address = listening_address(duplicate)
             if address is not None:
                 yield address
     finally:
         os.close(pidfd)
 
 
-def _listening_address(found: socket.socket) -> Address | None:
+def listening_address(found: socket.socket) -> Address | None:
+    """What `found` listens on; None where it does not, or is no socket of nginx's `listen`."""
     is_datagram = found.type == socket.SOCK_DGRAM
     if not is_datagram and not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return None

@@ -17,13 +17,14 @@ from supervisor.core.events import Succeeded
 from supervisor.core.nginx_listen import AddressKind
 from supervisor.edges import pidfile, procfs
 from supervisor.edges.capture import Capture
-from supervisor.edges.generation import Generation, Program, Role, take_listeners
+from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.launch import Launch
 from supervisor.edges.placing import sha256_of
 from supervisor.edges.store import Origin, StoredVersion
 from supervisor.operations.adoption import adopt_by_pid_file, open_claimed
 from supervisor.operations.choice import fallback, known_on_disk, put_wanted_on_disk
 from supervisor.operations.facts import Facts, environment, read_facts, settings_argv
+from supervisor.operations.listeners import for_successor
 from supervisor.operations.pidfiles import settle_pid_file
 from supervisor.operations.restore import put_back
 from supervisor.operations.spawn import wait_ready
@@ -149,7 +150,7 @@ async def _start_from_disk(world: World, leaving: Sequence[Generation]) -> Gener
     # Of an old master that was killed beside its successor; its number may be given away again.
     await trio.to_thread.run_sync(pidfile.remove_stale, pidfile.oldbin_path(Path(facts.pid_path)))
     program = facts.refresh(await _store_program(world, facts))
-    listeners = _listeners_of(leaving)
+    listeners = for_successor(world, leaving, facts.config.listens)
     try:
         if not listeners:
             remove_stale_sockets(facts)
@@ -206,25 +207,15 @@ async def _mark_good(world: World, version_id: str) -> None:
 async def relaunch(world: World, program: Program, sources: Sequence[Generation]) -> Generation:
     """A fresh start of the old `program` while something else may serve; for a rollback.
 
-    It inherits the listening sockets of the first of `sources` that has any, so that no
-    connection is refused. The program's files must be on disk already.
+    It inherits the held listeners and what `sources` has besides, so that no connection is
+    refused. The program's files must be on disk already.
     """
-    listeners = _listeners_of(sources)
+    listeners = for_successor(world, sources)
     try:
         return await launch(world, program, environment(world, program.environment), listeners)
     finally:
         for fd in listeners:
             os.close(fd)
-
-
-def _listeners_of(generations: Sequence[Generation]) -> list[int]:
-    """Duplicates of the listening sockets of the first process that has any."""
-    for generation in generations:
-        for process in (generation.master, *generation.workers.values()):
-            taken = take_listeners(process)
-            if taken:
-                return taken
-    return []
 
 
 def remove_stale_sockets(facts: Facts) -> None:

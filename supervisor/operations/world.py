@@ -13,6 +13,7 @@ from supervisor.core.errors import SupervisorError
 from supervisor.core.events import Event
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Program, Role
+from supervisor.edges.held import HeldListeners
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -144,6 +145,7 @@ class World:
     watch: Callable[[Generation], None]  # start the watcher of a new generation
     lock: Callable[[str], None]  # on the nginx with this pid file; Refusal where another has it
     background: Callable[[Callable[[], Awaitable[None]]], None]  # start a task of its own
+    held: HeldListeners = field(default_factory=HeldListeners)  # the active generation's
     run: UpgradeRun | None = None
     unwritten: list[dict[str, object]] = field(default_factory=list)  # verdicts, for the history
     pid_path: str = ""  # as the configuration of the serving generation says

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -14,10 +13,10 @@ import trio.testing
 
 from supervisor.edges import procfs
 from supervisor.edges.capture import Capture
-from supervisor.edges.generation import Generation, Program, Role, take_listeners
+from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.linux import UNKNOWN_EXIT
 from supervisor.edges.process import Process
-from tests.edges.launched_nginx import Site, free_port, launch, site_of, until
+from tests.edges.launched_nginx import Site, launch, site_of, until
 from tools.nginx_builds import builds
 
 LIMIT = 10
@@ -147,60 +146,6 @@ async def test_closing_lets_go_of_all_descriptors(generation: Generation) -> Non
     generation.close()
     assert len(os.listdir("/proc/self/fd")) == files - 1 - 2
     assert not generation.workers
-
-
-async def test_listeners(site: Site, tmp_path: Path) -> None:
-    site.configure(
-        listens=f"listen unix:{site.folder}/nginx.sock; listen 127.0.0.1:{free_port()} reuseport;"
-    )
-    output = Capture.create()
-    launched = await launch(site, output)
-    output.close()
-    with socket.create_connection(("127.0.0.1", site.port)) as client:
-        client.sendall(b"GET / HTTP/1.1\r\n")  # a connection is no listener
-        for process in (launched.master, *launched.workers.values()):
-            files = len(os.listdir("/proc/self/fd"))
-            taken = take_listeners(process)
-            addresses = set()
-            for fd in taken:
-                assert not os.get_inheritable(fd)
-                with socket.socket(fileno=fd) as sock:
-                    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-                    addresses.add(sock.getsockname())
-            assert f"{site.folder}/nginx.sock" in addresses
-            assert ("127.0.0.1", site.port) in addresses
-            assert len(os.listdir("/proc/self/fd")) == files
-    launched.close()
-
-
-_SOCKETS = """
-import socket, sys
-udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); udp.bind(("127.0.0.1", 0))
-asking = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); asking.connect(udp.getsockname())
-bound = socket.socket(); bound.bind(("127.0.0.1", 0))
-pair = socket.socketpair()
-local = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-print(udp.getsockname()[1], flush=True)
-sys.stdin.read()
-"""
-
-
-async def test_datagram_listeners() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", _SOCKETS], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as other:
-        assert other.stdin is not None
-        assert other.stdout is not None
-        port = int(other.stdout.readline())
-        process = Process.open(other.pid)
-        assert process is not None
-        (taken,) = take_listeners(process)
-        with socket.socket(fileno=taken) as sock:
-            assert sock.getsockname() == ("127.0.0.1", port)
-        other.stdin.close()
-        other.wait()
-        assert take_listeners(process) == []
-        process.close()
 
 
 FORKS = """

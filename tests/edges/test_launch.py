@@ -14,7 +14,7 @@ import trio
 from supervisor.core.errors import OperationFailed
 from supervisor.edges import procfs
 from supervisor.edges.capture import Capture
-from supervisor.edges.generation import take_listeners
+from supervisor.edges.held import HeldListeners
 from supervisor.edges.launch import Launch, find_leftovers
 from supervisor.edges.linux import ExitStatus
 from tests.edges.launched_nginx import LIMIT, Site, launch, site_of, subreaper, until
@@ -208,7 +208,7 @@ async def test_held_listeners_are_taken_over(build: Build, tmp_path: Path, outpu
     async with site_of(build, tmp_path) as site:
         site.configure(listens=f"listen unix:{site.folder}/nginx.sock;")
         first = await launch(site, output)
-        held = take_listeners(first.master)
+        held = HeldListeners().for_successor([first.master])
         assert len(held) == 2
         os.kill(first.master.pid, signal.SIGSTOP)
         for pid in (*first.workers, first.master.pid):

@@ -16,6 +16,7 @@ from supervisor.edges.procfs import Brood
 from supervisor.verdicts import was_begun
 from tests.engine.conftest import FRESH
 
+HELD = {"available": True, "count": 0, "addresses": []}
 HELD_THEN = "after the soak it is held, for nginxctl promote or nginxctl rollback"
 NOBODY: frozenset[int] = frozenset()
 PROGRAM = SimpleNamespace(version="1.22.1", path="/usr/sbin/nginx", sha256="ab")
@@ -41,10 +42,11 @@ def status(
     next_start: float | None = None,
     spent: float | None = None,
     drain_left: float | None = None,
+    held: int = 0,
 ) -> dict[str, object]:
     return snapshot.status(
         state=state, generations=generations, disk=NO_BINARY,
-        config_matches=True, probes=[], restarts=0, last_verdict=None,
+        config_matches=True, held={**HELD, "count": held}, probes=[], restarts=0, last_verdict=None,
         upgrade={} if spent is None else {"phase_elapsed_s": spent},
         next_start=next_start, drain_left=drain_left,
     )  # fmt: skip
@@ -67,9 +69,20 @@ def test_backoff_tells_why_nginx_is_down_and_when_it_is_tried_next() -> None:
     state = replace(FRESH, phase=Phase.BACKOFF, reason="start_failed", detail="bind() failed")
     told = status(state, next_start=3.21)
     assert (told["state"], told["reason"]) == ("backoff", "start_failed")
-    assert told["detail"] == (
-        "bind() failed; nginx is started again in 3.2 s (nginxctl start: now)"
+    again = "nginx is started again in 3.2 s (nginxctl start: now)"
+    assert told["detail"] == f"bind() failed; clients are refused; {again}"
+    waiting = status(state, next_start=3.21, held=2)
+    assert waiting["detail"] == (
+        f"bind() failed; new connections wait in the held listeners; {again}"
     )
+    orphans = generation(1, Role.RETIRING, accepting=1)
+    assert status(state, orphans, next_start=3.21)["detail"] == f"bind() failed; {again}"
+
+
+def test_what_clients_see_of_one_that_was_given_up() -> None:
+    state = replace(FRESH, phase=Phase.DEGRADED, reason="start_limit", detail="given up")
+    assert status(state)["detail"] == "given up; clients are refused"
+    assert status(state, generation(1, Role.RETIRING, accepting=1))["detail"] == "given up"
 
 
 @pytest.mark.parametrize(

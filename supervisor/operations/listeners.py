@@ -1,0 +1,45 @@
+"""The held listeners of the serving generation: follow them, hand them on, let them go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from supervisor.core.nginx_listen import Listen
+from supervisor.edges.generation import Generation
+from supervisor.operations.world import World
+
+
+def hold(world: World, serving: Generation) -> None:
+    """Hold what `serving` listens on now; called at every event that may mean a reload."""
+    problem = world.held.problem
+    changed = world.held.follow(serving.master)
+    if changed.taken or changed.dropped:
+        world.log.info(
+            "listeners.held", generation=f"g{serving.id}", taken=list(changed.taken),
+            dropped=list(changed.dropped),
+        )  # fmt: skip
+    if world.held.problem not in (None, problem):
+        world.log.warning("listeners.not_held", detail=world.held.problem)
+
+
+def for_successor(
+    world: World, leaving: Sequence[Generation], wanted: Iterable[Listen] | None = None
+) -> list[int]:
+    """Descriptors that the next master inherits: the held ones, and what `leaving` has besides.
+
+    What none of the `wanted` listeners would inherit is dropped first. The caller closes them.
+    """
+    if wanted is not None:
+        _tell(world, world.held.keep_only(wanted), "the configuration on disk has no such listener")
+    relatives = [one for each in leaving for one in (each.master, *each.workers.values())]
+    return world.held.for_successor(relatives)
+
+
+def release(world: World, why: str) -> None:
+    """Hold nothing: what nobody serves from now on is refused, not left waiting."""
+    _tell(world, world.held.release(), why)
+
+
+def _tell(world: World, dropped: Sequence[str], why: str) -> None:
+    if dropped:
+        world.log.info("listeners.released", addresses=sorted(set(dropped)), detail=why)
