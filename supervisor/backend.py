@@ -22,7 +22,7 @@ from supervisor.operations.world import World
 from supervisor.waiters import Reply, refusal
 
 if TYPE_CHECKING:
-    from supervisor.edges.control_connection import Peer
+    from supervisor.edges.peers import Peer
     from supervisor.effects import NginxEffects
     from supervisor.engine import Engine
     from supervisor.evidence import Evidence

@@ -26,6 +26,7 @@ from supervisor.core.settings import ControlSettings, Settings
 from supervisor.edges import linux
 from supervisor.edges.config_file import load_settings
 from supervisor.edges.control import serve_control
+from supervisor.edges.control_gate import Gate, notes_on
 from supervisor.edges.files import private_folder
 from supervisor.edges.generation import Generation
 from supervisor.edges.held import HeldListeners
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load_settings(given.config)
         if given.command == "check":
             print(f"{given.config}: ok")
-            for note in missing_folders(settings):
+            for note in (*missing_folders(settings), *notes_on(settings.control)):
                 print(f"nginx-supervisor: {note}", file=sys.stderr)
             return 0
         tap = LogTap()
@@ -173,6 +174,7 @@ class Parts:
     prober: Prober
     backend: Backend
     notifier: Notifier
+    gate: Gate
 
 
 async def run(config: Path, settings: Settings, tap: LogTap) -> int:
@@ -183,8 +185,8 @@ async def run(config: Path, settings: Settings, tap: LogTap) -> int:
         async with trio.open_nursery() as nursery:
             parts = build(config, settings, tap, log, locks, nursery)
             await nursery.start(serve_signals, config, parts)
-            uids = frozenset({0, os.getuid()})
-            await nursery.start(_serve_control, settings.control, parts, uids)
+            await nursery.start(_serve_control, settings.control, parts)
+            nursery.start_soon(parts.gate.take, settings.control)
             await nursery.start(parts.prober.run)
             nursery.start_soon(parts.effects.keep_record)
             log.info("supervisor.started", pid=os.getpid(), version=version(), config=str(config))
@@ -201,12 +203,11 @@ async def run(config: Path, settings: Settings, tap: LogTap) -> int:
 async def _serve_control(
     control: ControlSettings,
     parts: Parts,
-    uids: frozenset[int],
     *,
     task_status: trio.TaskStatus[str],
 ) -> None:
     await serve_control(
-        control, parts.backend, allowed_uids=uids, version=version(), task_status=task_status
+        control, parts.backend, gate=parts.gate, version=version(), task_status=task_status
     )
 
 
@@ -269,7 +270,7 @@ def build(
     )  # fmt: skip
     return Parts(
         world=world, engine=engine, effects=effects, evidence=evidence, prober=prober,
-        backend=backend, notifier=notifier,
+        backend=backend, notifier=notifier, gate=Gate(settings.control, own_uid=os.getuid()),
     )  # fmt: skip
 
 
@@ -299,7 +300,7 @@ async def serve_signals(
             if number == signal.SIGCHLD:
                 parts.world.reap_strays()
             elif number == signal.SIGHUP:
-                await reconfigure(config, parts.world, parts.evidence, parts.prober)
+                await reconfigure(config, parts.world, parts.evidence, parts.prober, parts.gate)
             elif number == signal.SIGUSR1:
                 async with parts.engine.submit(Reopen()) as answers:
                     async for _ in answers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -13,6 +14,7 @@ from supervisor.core.model import Rules
 from supervisor.core.policy import RestartPolicy
 from supervisor.core.settings import Settings
 from supervisor.edges.config_file import load_settings
+from supervisor.edges.control_gate import Gate
 from supervisor.edges.probe_listener import ProbeListener
 from supervisor.edges.probes import Prober
 from supervisor.evidence import Evidence
@@ -25,7 +27,7 @@ _FIXED: tuple[tuple[str, Callable[[Settings], object]], ...] = (
     ("nginx.globals", lambda one: one.nginx.globals),
     ("nginx.error_log", lambda one: one.nginx.error_log),
     ("nginx.inherit_variable", lambda one: one.nginx.inherit_variable),
-    ("[control]", lambda one: one.control),
+    ("control.socket", lambda one: one.control.socket),
     ("[state]", lambda one: one.state),
     ("[log]", lambda one: one.log),
 )
@@ -55,7 +57,9 @@ def restart_policy_of(settings: Settings) -> RestartPolicy:
     )
 
 
-async def reconfigure(path: Path, world: World, evidence: Evidence, prober: Prober) -> None:
+async def reconfigure(
+    path: Path, world: World, evidence: Evidence, prober: Prober, gate: Gate
+) -> None:
     """The settings on disk are in force, or those from before are and the log says why.
 
     Windows of an upgrade that runs stay as they were when it was accepted, and while a candidate
@@ -74,6 +78,7 @@ async def reconfigure(path: Path, world: World, evidence: Evidence, prober: Prob
     world.held.configure(
         enabled=settings.restart.hold_listeners, with_reuseport=settings.restart.hold_reuseport
     )
+    world.background(partial(gate.take, settings.control))  # names may take long to look up
     world.post(RulesChanged(rules=rules_of(settings), restarts=restart_policy_of(settings)))
 
     def take_probes() -> None:

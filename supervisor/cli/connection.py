@@ -166,7 +166,10 @@ def _unreachable(path: str, exc: Exception) -> ClientError:
     elif isinstance(exc, ConnectionRefusedError):
         cause = "nobody listens there; start the supervisor"
     elif isinstance(exc, PermissionError):
-        cause = "permission denied; run nginxctl as root or as the supervisor's user"
+        cause = (
+            "permission denied; run nginxctl as root or as the supervisor's user, or have root let "
+            "you connect (mode and group in [control]) and give you a role there"
+        )
     elif isinstance(exc, BlockingIOError):
         cause = "it does not take connections; see whether its process is stopped or hangs"
     else:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 
+from supervisor.core.access import Kind, Role, Who, parse_who, who_named
 from supervisor.core.errors import ConfigError
 from supervisor.core.model import OnForeignStop
 from supervisor.core.probe_settings import ExecProbe, HttpProbe, ProbeSettings, TcpProbe
@@ -61,10 +62,23 @@ class NginxSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlSettings:
-    """Where the control socket is, and its file's mode."""
+    """Where the control socket is, its file's mode and group, and who has which role."""
 
     socket: str = "/run/nginx-supervisor/control.sock"
     mode: int = 0o600
+    group: Who | None = None
+    viewers: tuple[Who, ...] = ()
+    operators: tuple[Who, ...] = ()
+    admins: tuple[Who, ...] = ()
+
+    @property
+    def roles(self) -> Mapping[Role, tuple[Who, ...]]:
+        """Who has which role besides root and the supervisor's own user."""
+        return {
+            Role.VIEWER: self.viewers,
+            Role.OPERATOR: self.operators,
+            Role.ADMIN: self.admins,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,7 +257,31 @@ def _parse_control(table: Table) -> ControlSettings:
     return ControlSettings(
         socket=table.socket_path("socket", default.socket),
         mode=table.file_mode("mode", default.mode),
+        group=_parse_group(table),
+        viewers=_parse_who(table, "viewers"),
+        operators=_parse_who(table, "operators"),
+        admins=_parse_who(table, "admins"),
     )
+
+
+def _parse_group(table: Table) -> Who | None:
+    name = table.optional_text("group")
+    if name is None:
+        return None
+    try:
+        return who_named(Kind.GROUP, name)
+    except ValueError as exc:
+        raise table.error("group", str(exc)) from exc
+
+
+def _parse_who(table: Table, key: str) -> tuple[Who, ...]:
+    found: list[Who] = []
+    for text in table.texts(key, default=()):
+        try:
+            found.append(parse_who(text))
+        except ValueError as exc:
+            raise table.error(key, str(exc)) from exc
+    return tuple(found)
 
 
 def _parse_state(table: Table) -> StateSettings:

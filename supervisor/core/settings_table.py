@@ -140,8 +140,10 @@ class Table:
             raise self.error(key, f"{value!r} is not an array with something in it")
         return tuple(read(key, one) for one in value)
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        """An array of strings."""
+    def texts(self, key: str, default: tuple[str, ...] | None = None) -> tuple[str, ...]:
+        """An array of strings; with a default it may be left out, or be empty."""
+        if default is not None and (not self.has(key) or self._entries[key] == []):
+            return default
         return self.array(key, self._text)
 
     def text_table(self, key: str) -> dict[str, str]:

@@ -6,40 +6,51 @@ The methods themselves are in `supervisor.edges.control_routes`, one connection 
 
 from __future__ import annotations
 
+import math
 import select
-import socket
-import struct
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import structlog
 import trio
 
 from supervisor import wire
+from supervisor.core.access import Role
 from supervisor.core.settings import ControlSettings
 from supervisor.edges.control_connection import (
     CallError,
     Connection,
     Exchange,
     Limits,
-    Peer,
     Use,
     invalid_parameter,
 )
+from supervisor.edges.control_gate import Gate
 from supervisor.edges.control_routes import (
     ROUTES,
     Access,
     ControlBackend,
     Fields,
     Route,
-    not_permitted,
 )
 from supervisor.edges.control_socket import control_listener
+from supervisor.edges.peers import Peer, peer_of
 from supervisor.varlink import Method, parse_interface
 
-__all__ = ["ControlBackend", "ControlService", "ControlSettings", "Limits", "Peer", "serve_control"]
+__all__ = [
+    "ControlBackend",
+    "ControlService",
+    "ControlSettings",
+    "Gate",
+    "Limits",
+    "Peer",
+    "serve_control",
+]
 
 _log = structlog.get_logger()
+_DENIALS_EVERY = 10.0
 _FOLDER = Path(__file__).resolve().parent.parent
 
 
@@ -55,12 +66,13 @@ class ControlService:
         self,
         backend: ControlBackend,
         *,
-        allowed_uids: frozenset[int],
+        gate: Gate,
         version: str = "",
         routes: Sequence[Route] = ROUTES,
     ) -> None:
         self._backend = backend
-        self._allowed_uids = allowed_uids
+        self._gate = gate
+        self._denials = _Denials()
         self._version = version
         self._interfaces = {
             name: parse_interface((_FOLDER / f"{name}.varlink").read_text("utf-8"))
@@ -81,12 +93,14 @@ class ControlService:
     async def answer(self, exchange: Exchange) -> None:
         """Answer one call; raises CallError for one that is wrong or forbidden."""
         route, method = self._find(exchange)
-        if route.access is not Access.ANYONE and exchange.peer.uid not in self._allowed_uids:
-            allowed = ", ".join(str(uid) for uid in sorted(self._allowed_uids))
-            not_permitted(exchange, f"only uid {allowed} may; run it as that user (sudo)")
+        needed, because = route.needed(exchange.call.parameters)
+        if needed is not Role.NOBODY:
+            role = await self._gate.role_of(exchange.peer, needed)
+            if role < needed:
+                self._not_permitted(exchange, role, needed, because)
         if mismatch := method.check_call(exchange.call.parameters, ""):
             invalid_parameter(mismatch.path)
-        if route.access is Access.OPERATE:
+        if route.access.value >= Role.OPERATOR:
             peer = exchange.peer
             _log.info("control.called", method=method.name, pid=peer.pid, uid=peer.uid)
         exchange.expect(method.check_reply)
@@ -103,6 +117,22 @@ class ControlService:
         if exchange.call.upgrade:  # to another protocol on this connection; we have none
             raise _service_error("MethodNotImplemented", method=full_name)
         return self._routes[interface_name][name], interface.methods[name]
+
+    def _not_permitted(
+        self, exchange: Exchange, role: Role, needed: Role, because: str | None
+    ) -> NoReturn:
+        peer, method = exchange.peer, exchange.call.method
+        self._denials.log(peer, method, role, needed)
+        raise CallError(
+            f"{wire.INTERFACE}.NotPermitted",
+            {
+                "uid": peer.uid,
+                "method": method,
+                "detail": _denial(peer, method, role, needed, because),
+                "role": role.word,
+                "needed": needed.word,
+            },
+        )
 
     async def _get_info(self, backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
         await exchange.reply(
@@ -124,19 +154,66 @@ class ControlService:
         await exchange.reply({"description": interface.description})
 
 
+def _denial(peer: Peer, method: str, role: Role, needed: Role, because: str | None) -> str:
+    """What is missing and how to get it, for a person."""
+    who = f"uid {peer.uid}" + ("" if role is Role.NOBODY else f" ({role.word})")
+    called = method if because is None else f"{method} with `{because}`"
+    if needed is Role.ROOT:
+        return f"cannot call {called} as {who}: it is for root alone; run it as root (sudo)"
+    return (
+        f"cannot call {called} as {who}: it takes the role {needed.word}; run it as root (sudo), "
+        f'or have root add "user:{peer.uid}", or one of its groups as "group:NAME", to '
+        f"{needed.word}s in [control] of the configuration and send the supervisor SIGHUP"
+    )
+
+
+class _Denials:
+    """Logs who was denied what: of each uid at most one line in `_DENIALS_EVERY` seconds."""
+
+    def __init__(self) -> None:
+        self._since = -math.inf
+        self._more: Counter[int] = Counter()  # lines left out, by uid; all that were told at all
+
+    def log(self, peer: Peer, method: str, role: Role, needed: Role) -> None:
+        """Log it, or count it for the next line about this uid."""
+        now = trio.current_time()
+        if now - self._since > _DENIALS_EVERY:
+            for uid, count in self._more.items():
+                if count:
+                    _log.warning("control.denied_more", uid=uid, count=count)
+            self._since = now
+            self._more.clear()
+        if peer.uid in self._more:
+            self._more[peer.uid] += 1
+            return
+        self._more[peer.uid] = 0
+        _log.warning(
+            "control.denied",
+            method=method,
+            pid=peer.pid,
+            uid=peer.uid,
+            role=role.word,
+            needed=needed.word,
+        )
+
+
 def _service_error(name: str, **parameters: object) -> CallError:
     return CallError(f"{wire.SERVICE_INTERFACE}.{name}", parameters)
 
 
 class _Admission:
-    """Bounds the connections. A new one always gets in while another can do without its own.
+    """Bounds the connections: in total, and of each uid that is no admin.
 
-    The longest idle one gives way, else the longest of those that only look, else the youngest of
-    those that wait for an operation: of them the first to come is the one that began it.
+    A new one gets in while another can do without its own: one of the same uid where that has as
+    many as it may, else one of a caller with no higher role. The longest idle one gives way, else
+    the longest of those that only look, else the youngest of those that wait for an operation: of
+    them the first to come is the one that began it. A reply that is under way is cut off only for
+    somebody with a higher role: so an admin always gets in where others have taken all the places.
     """
 
-    def __init__(self, service: ControlService, limits: Limits) -> None:
+    def __init__(self, service: ControlService, gate: Gate, limits: Limits) -> None:
         self._service = service
+        self._gate = gate
         self._limits = limits
         self._open: dict[Connection, None] = {}  # in the order in which they came
 
@@ -159,7 +236,7 @@ class _Admission:
             answer=self._service.answer,
             hung_up=lambda: _is_closed(stream.socket),
         )
-        if len(self._open) >= self._limits.connections and not self._make_room():
+        if not self._make_room(connection.peer):
             detail = f"{len(self._open)} connections are being answered; try again in a moment"
             await connection.refuse(CallError(f"{wire.INTERFACE}.Busy", {"detail": detail}))
             return
@@ -169,25 +246,33 @@ class _Admission:
         finally:
             self._open.pop(connection, None)
 
-    def _make_room(self) -> bool:
-        for use in (Use.IDLE, Use.LOOKS, Use.WAITS):
-            those = [connection for connection in self._open if connection.use is use]
-            if those:
-                leaving = those[-1 if use is Use.WAITS else 0]
-                del self._open[leaving]
-                leaving.give_way()
-                return True
-        return False
+    def _make_room(self, peer: Peer) -> bool:
+        """Whether there is room for one more of `peer`; another connection may be ended for it."""
+        role = self._gate.role_now(peer)
+        same = [one for one in self._open if one.peer.uid == peer.uid]
+        if role < Role.ADMIN and len(same) >= self._limits.connections_of_uid:
+            return _displace_one(same, self._open)
+        if len(self._open) < self._limits.connections:
+            return True
+        ranks = {one: self._gate.role_now(one.peer) for one in self._open}
+        peers = [one for one, rank in ranks.items() if rank <= role]
+        lower = [one for one, rank in ranks.items() if rank < min(role, Role.ADMIN)]
+        return _displace_one(peers, self._open) or _displace(lower[:1], self._open)
 
 
-_UCRED = "iII"  # struct ucred: pid, uid, gid
+def _displace_one(among: list[Connection], opened: dict[Connection, None]) -> bool:
+    for use in (Use.IDLE, Use.LOOKS, Use.WAITS):
+        those = [connection for connection in among if connection.use is use]
+        if those:
+            return _displace([those[-1 if use is Use.WAITS else 0]], opened)
+    return False
 
 
-def peer_of(connected: trio.socket.SocketType) -> Peer:
-    """Who called connect(2), as the kernel recorded it then."""
-    raw = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(_UCRED))
-    pid, uid, gid = struct.unpack(_UCRED, raw)
-    return Peer(pid=pid, uid=uid, gid=gid)
+def _displace(leaving: list[Connection], opened: dict[Connection, None]) -> bool:
+    for connection in leaving:
+        del opened[connection]
+        connection.give_way()
+    return bool(leaving)
 
 
 def _is_closed(connected: trio.socket.SocketType) -> bool:
@@ -201,7 +286,7 @@ async def serve_control(
     settings: ControlSettings,
     backend: ControlBackend,
     *,
-    allowed_uids: frozenset[int],
+    gate: Gate,
     version: str = "",
     limits: Limits = Limits(),  # noqa: B008 - frozen
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
@@ -214,8 +299,8 @@ async def serve_control(
     Raises:
         SupervisorError, ConfigError: see `control_listener`.
     """
-    service = ControlService(backend, allowed_uids=allowed_uids, version=version)
-    admission = _Admission(service, limits)
+    service = ControlService(backend, gate=gate, version=version)
+    admission = _Admission(service, gate, limits)
     async with (
         control_listener(settings.socket, mode=settings.mode) as listener,
         trio.open_nursery() as nursery,

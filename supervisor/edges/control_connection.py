@@ -20,6 +20,7 @@ import structlog
 import trio
 
 from supervisor import wire
+from supervisor.edges.peers import Peer
 from supervisor.varlink import Check, Mismatch
 
 _log = structlog.get_logger()
@@ -35,15 +36,7 @@ class Limits:
     write: float = 10.0  # for a client to take one reply
     pipelined: int = 16  # calls that wait for their turn on one connection
     connections: int = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peer:
-    """Who is at the other end of the socket, as the kernel recorded it at connect(2)."""
-
-    pid: int
-    uid: int
-    gid: int
+    connections_of_uid: int = 16  # of each uid that is no admin
 
 
 class CallError(Exception):

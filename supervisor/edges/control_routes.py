@@ -1,8 +1,9 @@
 """The control interface: which methods there are, who may call them, and what each one does.
 
 `ROUTES` is the whole API with its access column, so that authorisation cannot be forgotten for a
-method: one without a row is not served. The form of calls and replies is not written here but in
-org.nginxsupervisor.Control.varlink, and every message is checked against that.
+method: one without a row is not served, and a row without access cannot be written. The form of
+calls and replies is not written here but in org.nginxsupervisor.Control.varlink, and every message
+is checked against that.
 """
 
 from __future__ import annotations
@@ -10,19 +11,18 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import NoReturn, Protocol
+from typing import Protocol
 
-import structlog
 import trio
 
 from supervisor import wire
 from supervisor.core import commands
+from supervisor.core.access import Role
 from supervisor.core.duration import LONGEST
-from supervisor.edges.control_connection import CallError, Exchange, Peer, Use, invalid_parameter
-
-_log = structlog.get_logger()
+from supervisor.edges.control_connection import CallError, Exchange, Use, invalid_parameter
+from supervisor.edges.peers import Peer
 
 Fields = dict[str, object]
 ProgressEvents = AbstractAsyncContextManager["trio.MemoryReceiveChannel[Fields]"]
@@ -70,11 +70,13 @@ class ControlBackend(Protocol):
 
 
 class Access(Enum):
-    """Who may call a method."""
+    """Who may call a method; the value is the role that it takes."""
 
-    ANYONE = "anyone"  # who can connect; the file's mode decides about that
-    READ = "read"
-    OPERATE = "operate"
+    ANYONE = Role.NOBODY  # who can connect; the file's mode decides about that
+    VIEW = Role.VIEWER  # looks, and has nothing run
+    OPERATE = Role.OPERATOR  # neither brings a program onto the host nor stops nginx
+    ADMIN = Role.ADMIN
+    ROOT = Role.ROOT
 
 
 Handler = Callable[[ControlBackend, Exchange, Fields], Awaitable[None]]
@@ -82,11 +84,23 @@ Handler = Callable[[ControlBackend, Exchange, Fields], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method of the control interface."""
+    """One method of the control interface; `more` has the parameters that take more access.
+
+    A parameter counts as given unless it is null or false.
+    """
 
     method: str
     access: Access
     handler: Handler
+    more: Mapping[str, Access] = field(default_factory=dict)
+
+    def needed(self, given: Mapping[str, object]) -> tuple[Role, str | None]:
+        """The role that this call takes, and the parameter that makes it more than the method."""
+        role, because = self.access.value, None
+        for name, access in self.more.items():
+            if access.value > role and given.get(name) not in (None, False):
+                role, because = access.value, name
+        return role, because
 
 
 async def _status(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
@@ -103,8 +117,6 @@ async def _upgrade(backend: ControlBackend, exchange: Exchange, given: Fields) -
         if_changed=given.get("if_changed") is True,
         trust=given.get("trust") is True,
     )
-    if command.trust and exchange.peer.uid != 0:
-        not_permitted(exchange, "`trust` is for root; run it as root, or leave `trust` out")
     last = "accepted" if given.get("wait") is False else "verdict"
     await _operate(backend, exchange, command, last=last)
 
@@ -217,33 +229,25 @@ def _seconds(given: Fields, name: str) -> float | None:
     return float(number)
 
 
-def not_permitted(exchange: Exchange, why: str) -> NoReturn:
-    """Raise the error for a caller without the right, and log it."""
-    peer = exchange.peer
-    _log.warning("control.denied", method=exchange.call.method, pid=peer.pid, uid=peer.uid)
-    raise CallError(
-        f"{wire.INTERFACE}.NotPermitted",
-        {
-            "uid": peer.uid,
-            "method": exchange.call.method,
-            "detail": f"cannot call {exchange.call.method} as uid {peer.uid}: {why}",
-        },
-    )
-
-
 ROUTES: tuple[Route, ...] = (
-    Route("Status", Access.READ, _status),
-    Route("History", Access.READ, _history),
-    Route("Versions", Access.READ, _versions),
-    Route("Check", Access.READ, _check),
-    Route("Events", Access.READ, _events),
-    Route("Upgrade", Access.OPERATE, _upgrade),
+    Route("Status", Access.VIEW, _status),
+    Route("History", Access.VIEW, _history),
+    Route("Versions", Access.VIEW, _versions),
+    Route("Check", Access.OPERATE, _check),
+    Route("Events", Access.VIEW, _events),
+    # With a binary it runs as root what the caller names; with `trust`, what others can change.
+    Route(
+        "Upgrade",
+        Access.OPERATE,
+        _upgrade,
+        more={"binary": Access.ADMIN, "trust": Access.ROOT},
+    ),
     Route("Promote", Access.OPERATE, _promote),
     Route("Rollback", Access.OPERATE, _rollback),
     Route("Reload", Access.OPERATE, _reload),
     Route("Reopen", Access.OPERATE, _reopen),
     Route("Drain", Access.OPERATE, _drain),
-    Route("Stop", Access.OPERATE, _stop),
-    Route("Start", Access.OPERATE, _start),
-    Route("Restart", Access.OPERATE, _restart),
+    Route("Stop", Access.ADMIN, _stop),
+    Route("Start", Access.ADMIN, _start),
+    Route("Restart", Access.ADMIN, _restart),
 )

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from supervisor.edges.control import ControlSettings, Limits, serve_control
-from tests.control.fake_backend import FakeBackend
+from supervisor.edges.control import ControlSettings, Gate, Limits, serve_control
+from tests.control.fake_backend import FakeBackend, gate_for
 
 
 @pytest.fixture
@@ -33,17 +33,24 @@ def limits() -> Limits:
 
 
 @pytest.fixture
-async def control(folder: Path, backend: FakeBackend, limits: Limits) -> AsyncIterator[str]:
+def gate() -> Gate:
+    """Who runs the tests is an admin; override it as `limits`."""
+    return gate_for(os.geteuid())
+
+
+@pytest.fixture
+async def control(
+    folder: Path, backend: FakeBackend, limits: Limits, gate: Gate
+) -> AsyncIterator[str]:
     """The path of a socket that the real server serves."""
     settings = ControlSettings(socket=str(folder / "control.sock"))
-    uids = frozenset({0, os.geteuid()})
     async with trio.open_nursery() as nursery:
 
         async def serve(task_status: trio.TaskStatus[str]) -> None:
             await serve_control(
                 settings,
                 backend,
-                allowed_uids=uids,
+                gate=gate,
                 version="0.1.0",
                 limits=limits,
                 task_status=task_status,

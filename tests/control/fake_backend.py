@@ -17,7 +17,8 @@ from pathlib import Path
 import trio
 
 from supervisor.core import commands
-from supervisor.edges.control import ControlSettings, Peer, serve_control
+from supervisor.core.access import Kind, Who
+from supervisor.edges.control import ControlSettings, Gate, Peer, serve_control
 
 Fields = dict[str, object]
 
@@ -193,6 +194,12 @@ class FakeBackend:
             yield self.log, receive
 
 
+def gate_for(*admins: int) -> Gate:
+    """A gate that lets root, and these uids, do everything, and nobody else anything."""
+    whos = tuple(Who(Kind.USER, str(uid)) for uid in admins)
+    return Gate(ControlSettings(admins=whos), own_uid=0)
+
+
 def log_event(event: str) -> Fields:
     """One LogEvent."""
     return {
@@ -205,10 +212,10 @@ def log_event(event: str) -> Fields:
 
 if __name__ == "__main__":
     settings = ControlSettings(socket=sys.argv[1])
-    uids = frozenset({0, os.geteuid()})
+    gate = gate_for(os.geteuid())
 
     async def serve() -> None:
         """Serve the fake until killed."""
-        await serve_control(settings, FakeBackend(), allowed_uids=uids, version="0")
+        await serve_control(settings, FakeBackend(), gate=gate, version="0")
 
     trio.run(serve)

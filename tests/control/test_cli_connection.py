@@ -16,6 +16,8 @@ import pytest
 import trio
 import trio.testing
 
+from supervisor.core.access import Role
+from supervisor.edges.control import Gate
 from tests.control.fake_backend import FakeBackend, progress
 from tests.control.nginxctl import NGINXCTL, PATIENCE, Result, nginxctl
 
@@ -165,22 +167,16 @@ async def test_a_supervisor_that_cannot_be_reached(
 
 
 @pytest.mark.parametrize("json_form", [[], ["--json"]])
-async def test_not_permitted(folder: Path, backend: FakeBackend, json_form: list[str]) -> None:
-    from supervisor.edges.control import ControlSettings, serve_control
-
-    settings = ControlSettings(socket=str(folder / "s"))
-    async with trio.open_nursery() as nursery:
-
-        async def serve(task_status: trio.TaskStatus[str]) -> None:
-            others = frozenset({os.geteuid() + 1})
-            await serve_control(settings, backend, allowed_uids=others, task_status=task_status)
-
-        path = await nursery.start(serve)
-        for command in ("status", "upgrade"):
-            result = await nginxctl("--socket", path, *json_form, command)
-            assert (result.code, result.out) == (5, "")
-            assert f"as uid {os.geteuid()}" in result.err
-        nursery.cancel_scope.cancel()
+async def test_not_permitted(
+    control: str, json_form: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Gate, "role_now", lambda gate, peer: Role.NOBODY)
+    for command, role in (("status", "viewer"), ("upgrade", "operator")):
+        result = await nginxctl("--socket", control, *json_form, command)
+        assert (result.code, result.out) == (5, "")
+        assert f"as uid {os.geteuid()}: it takes the role {role}" in result.err
+        assert f'add "user:{os.geteuid()}"' in result.err
+        assert "SIGHUP" in result.err
 
 
 async def test_a_timeout_before_anything_was_asked(control: str, backend: FakeBackend) -> None:

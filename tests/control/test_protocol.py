@@ -13,15 +13,15 @@ from structlog.testing import capture_logs
 
 from supervisor import wire
 from supervisor.core import commands
-from supervisor.edges.control import ControlService, Limits, Peer
+from supervisor.edges.control import ControlService, Gate, Limits, Peer
 from supervisor.edges.control_connection import Connection
 from supervisor.edges.control_routes import ROUTES
-from tests.control.fake_backend import STATUS, FakeBackend, log_event, progress, verdict
+from tests.control.fake_backend import STATUS, FakeBackend, gate_for, log_event, progress, verdict
 
 ROOT = Peer(pid=10, uid=0, gid=0)
 OWNER = Peer(pid=11, uid=33, gid=33)
 STRANGER = Peer(pid=12, uid=1000, gid=1000)
-ALLOWED = frozenset({0, 33})
+GATE = gate_for(33)
 CONTROL = wire.INTERFACE
 SERVICE = wire.SERVICE_INTERFACE
 
@@ -70,10 +70,12 @@ async def connected(
     peer: Peer = ROOT,
     limits: Limits | None = None,
     hung_up: Callable[[], bool] = lambda: True,
+    gate: Gate = GATE,
+    service: ControlService | None = None,
 ) -> AsyncIterator[Client]:
     """A client of a connection that the service answers."""
     theirs, ours = trio.testing.memory_stream_pair()
-    service = ControlService(backend, allowed_uids=ALLOWED, version="0.1.0")
+    service = service or ControlService(backend, gate=gate, version="0.1.0")
     connection = Connection(
         ours, peer, limits=limits or Limits(), answer=service.answer, hung_up=hung_up
     )
@@ -487,7 +489,7 @@ async def test_a_client_that_takes_no_replies_is_dropped(
     backend: FakeBackend, autojump_clock: object
 ) -> None:
     theirs, ours = trio.testing.lockstep_stream_pair()  # sends wait for the receiver
-    service = ControlService(backend, allowed_uids=ALLOWED)
+    service = ControlService(backend, gate=GATE)
     connection = Connection(
         ours, ROOT, limits=Limits(), answer=service.answer, hung_up=lambda: True
     )
@@ -535,7 +537,7 @@ async def test_a_fault_in_the_backend_harms_one_call(
 def test_every_method_has_one_route() -> None:
     backend = FakeBackend()
     with pytest.raises(ValueError, match="not the methods of its description"):
-        ControlService(backend, allowed_uids=ALLOWED, routes=ROUTES[1:])
+        ControlService(backend, gate=GATE, routes=ROUTES[1:])
     doubled = (*ROUTES, replace(ROUTES[0], method="Extra"))
     with pytest.raises(ValueError, match="not the methods of its description"):
-        ControlService(backend, allowed_uids=ALLOWED, routes=doubled)
+        ControlService(backend, gate=GATE, routes=doubled)

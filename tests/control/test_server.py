@@ -17,7 +17,7 @@ import trio.testing
 
 from supervisor import wire
 from supervisor.edges.control import ControlSettings, Limits, Peer, serve_control
-from tests.control.fake_backend import STATUS, FakeBackend, log_event, verdict
+from tests.control.fake_backend import STATUS, FakeBackend, gate_for, log_event, verdict
 
 STATUS_CALL = wire.encode_call(f"{wire.INTERFACE}.Status")
 UPGRADE_CALL = wire.encode_call(f"{wire.INTERFACE}.Upgrade", {}, more=True)
@@ -253,7 +253,7 @@ async def test_a_socket_file_that_a_stranger_can_open_still_refuses_him(
     """Without root there is no second user to try with: then the allowed ones exclude us."""
     root = os.geteuid() == 0
     settings = ControlSettings(socket=str(folder / "s"), mode=0o666)
-    allowed = frozenset({0}) if root else frozenset({0, os.geteuid() + 1})
+    gate = gate_for() if root else gate_for(os.geteuid() + 1)
     folder.chmod(0o755)
     script = (
         "import os, socket, sys; s = socket.socket(socket.AF_UNIX);"
@@ -264,7 +264,7 @@ async def test_a_socket_file_that_a_stranger_can_open_still_refuses_him(
     async with trio.open_nursery() as nursery:
 
         async def serve(task_status: trio.TaskStatus[str]) -> None:
-            await serve_control(settings, backend, allowed_uids=allowed, task_status=task_status)
+            await serve_control(settings, backend, gate=gate, task_status=task_status)
 
         path = await nursery.start(serve)
         ended = await trio.run_process(
@@ -290,7 +290,7 @@ async def test_ending_the_server_removes_the_file_and_leaves_no_descriptor(
             await serve_control(
                 settings,
                 backend,
-                allowed_uids=frozenset({0, os.geteuid()}),
+                gate=gate_for(os.geteuid()),
                 task_status=task_status,
             )
 

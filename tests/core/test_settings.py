@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from supervisor.core.access import Kind, Role, Who
 from supervisor.core.duration import LONGEST, parse_duration
 from supervisor.core.errors import ConfigError
 from supervisor.core.policy import RestartPolicy
@@ -93,6 +94,10 @@ def test_every_key_is_taken() -> None:
         [control]
         socket = "/run/c.sock"
         mode = "0660"
+        group = "web"
+        viewers = ["user:bob", "group:4"]
+        operators = []
+        admins = ["user:alice"]
         [state]
         directory = "/var/lib/n"
         keep_versions = 2
@@ -130,7 +135,13 @@ def test_every_key_is_taken() -> None:
         environment={"TZ": "UTC", "EMPTY": ""}, inherit_variable="ANGIE",
         on_foreign_stop=OnForeignStop.STOP,
     )  # fmt: skip
-    assert settings.control == ControlSettings(socket="/run/c.sock", mode=0o660)
+    bob, alice = Who(Kind.USER, "bob"), Who(Kind.USER, "alice")
+    assert settings.control == ControlSettings(
+        socket="/run/c.sock", mode=0o660, group=Who(Kind.GROUP, "web"),
+        viewers=(bob, Who(Kind.GROUP, "4")), admins=(alice,),
+    )  # fmt: skip
+    assert settings.control.roles[Role.OPERATOR] == ()
+    assert settings.control.roles[Role.ADMIN] == (alice,)
     assert settings.state == StateSettings(directory="/var/lib/n", keep_versions=2)
     assert settings.probe_listener == ProbeListenerSettings(
         include_file="/run/p.conf", first_port=1000, last_port=1001
@@ -311,6 +322,10 @@ LONG = "/" + "x" * 107
         (NGINX + '[control]\nsocket = "c.sock"', "relative path"),
         (NGINX + "[control]\nmode = 660", 'write it as a string, "0660"'),
         (NGINX + '[control]\nmode = "rw"', "not a file mode"),
+        (NGINX + '[control]\ngroup = "group:web"', "'group:web' is not the name of a group"),
+        (NGINX + '[control]\nviewers = "user:bob"', "is not an array"),
+        (NGINX + '[control]\nviewers = ["bob"]', "neither \"user:NAME\" nor \"group:NAME\""),
+        (NGINX + '[control]\nadmins = [0]', "0 is not a string"),
         (NGINX + '[state]\ndirectory = "."', "relative path"),
         (NGINX + "[state]\nkeep_versions = 0", "0 is not from 1 to 1000"),
         (NGINX + "[state]\nkeep_versions = true", "True is not a whole number"),
