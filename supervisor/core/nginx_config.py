@@ -54,6 +54,7 @@ class NginxConfig:
     worker_shutdown_timeout: float | None = None  # seconds
     error_logs: tuple[str, ...] = ()  # the first argument of each in the main context
     lock_file: str | None = None
+    include_patterns: tuple[str, ...] = ()  # absolute, of includes in main, http and server blocks
     problems: tuple[str, ...] = field(default=(), compare=False)
 
     def expected_workers(self, *, online_cpus: int) -> int:
@@ -99,6 +100,15 @@ def effective(config: NginxConfig, from_globals: NginxConfig) -> NginxConfig:
 def under_prefix(path: str, prefix: str) -> str:
     """An absolute path as nginx resolves `pid`, `load_module`, `error_log`: against its prefix."""
     return posixpath.normpath(posixpath.join(prefix, path))
+
+
+def folders_of(config: NginxConfig) -> frozenset[str] | None:
+    """The folders in which a new file may become part of `config` by its name.
+
+    None where that cannot be told by looking at a few folders: a pattern may name folders too.
+    """
+    folders = {posixpath.dirname(path) for path in (*config.files, *config.include_patterns)}
+    return None if any(_GLOB.search(one) for one in folders) else frozenset(folders)
 
 
 def parse_time(text: str) -> float | None:
@@ -174,6 +184,8 @@ class _Reading:
     def _included(self, directive: Directive, file: str) -> list[str]:
         pattern = posixpath.join(self._conf_prefix, directive.arguments[0])
         if _GLOB.search(pattern):  # no match is no error to nginx
+            if pattern not in self.config.include_patterns:
+                self.change(include_patterns=(*self.config.include_patterns, pattern))
             return sorted(path for path in self._texts if _matches(path, pattern))
         if pattern not in self._texts:
             self._odd(directive, file)

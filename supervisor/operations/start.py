@@ -23,7 +23,7 @@ from supervisor.edges.placing import sha256_of
 from supervisor.edges.store import Origin, StoredVersion
 from supervisor.operations.adoption import adopt_by_pid_file, open_claimed
 from supervisor.operations.choice import fallback, known_on_disk, put_wanted_on_disk
-from supervisor.operations.facts import Facts, environment, read_facts, settings_argv
+from supervisor.operations.facts import Facts, environment, facts_on_disk, read_facts, settings_argv
 from supervisor.operations.listeners import for_successor
 from supervisor.operations.pidfiles import settle_pid_file
 from supervisor.operations.restore import put_back
@@ -137,8 +137,7 @@ def _set_others_aside(world: World) -> list[Generation]:
 
 
 async def _start_from_disk(world: World, leaving: Sequence[Generation]) -> Generation:
-    binary = world.settings.nginx.binary
-    facts = await read_facts(world, binary, settings_argv(world))
+    facts = await facts_on_disk(world)
     if not facts.config.master_process:
         raise OperationFailed(
             "master_process_off",
@@ -157,6 +156,9 @@ async def _start_from_disk(world: World, leaving: Sequence[Generation]) -> Gener
         generation = await launch(
             world, program, environment(world, program.environment), listeners
         )
+    except BaseException:
+        world.facts_seen = None  # the next try asks again, to say what is wrong
+        raise
     finally:
         for fd in listeners:
             os.close(fd)

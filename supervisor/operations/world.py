@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from supervisor.edges.preflight import Plan
     from supervisor.edges.probe_listener import ProbeListener
     from supervisor.edges.store import VersionStore
+    from supervisor.operations.facts import Facts
 
 POLL = 0.0005
 """Seconds between two looks at /proc; only for readiness, the candidate's appearance and workers
@@ -131,6 +132,16 @@ class EnvSeen:
     directives: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactsSeen:
+    """What nginx told of itself and its configuration, for as long as nothing of it changes."""
+
+    facts: Facts
+    asked: tuple[object, ...]  # how it was asked
+    files: tuple[str, ...]  # its binary, its modules, its configuration with the folders of that
+    signature: tuple[tuple[int, ...], ...]
+
+
 @dataclass(slots=True, kw_only=True)
 class World:
     """The edges and the facts that operations work on. One task runs operations at a time."""
@@ -153,6 +164,7 @@ class World:
     reapers: set[int] = field(default_factory=lambda: {1, os.getpid()})  # whom orphans of it get
     last_program: Program | None = None  # of the generation that served last
     env_seen: EnvSeen | None = None
+    facts_seen: FactsSeen | None = None
     remember: Callable[[], None] = lambda: None
     """Have the masters put on record, since one of them is another by now."""
     version_of_upgrade: Callable[[str], str | None] = lambda _: None

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from supervisor.core.nginx_config import (
     NginxConfig,
     effective,
+    folders_of,
     parse_dump,
     parse_globals,
     parse_time,
@@ -182,6 +183,14 @@ def test_includes_glob_as_nginx_does() -> None:
     )
     assert config.env == ("B1", "B2", "Y", "A")
     assert config.problems == ()
+
+
+def test_folders_in_which_a_new_file_may_become_part_of_it() -> None:
+    text = "http { include conf.d/*.conf; include conf.d/*.conf; include /elsewhere/none*; }"
+    config = parse_dump(dump(text))
+    assert config.include_patterns == ("/c/conf.d/*.conf", "/elsewhere/none*")
+    assert folders_of(config) == {"/c", "/c/conf.d", "/elsewhere"}
+    assert folders_of(parse_dump(dump("include sites/*/nginx.conf;"))) is None
 
 
 def test_a_file_may_be_included_twice_but_not_for_ever() -> None:
