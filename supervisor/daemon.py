@@ -18,7 +18,7 @@ from structlog.typing import FilteringBoundLogger
 
 from supervisor.backend import Backend
 from supervisor.core.actions import Operation, Run
-from supervisor.core.commands import Reopen
+from supervisor.core.commands import Reload, Reopen
 from supervisor.core.errors import ConfigError, SupervisorError
 from supervisor.core.events import TerminateRequested
 from supervisor.core.model import State
@@ -254,6 +254,7 @@ def build(
         prober,
         post=lambda event: engine.post(event),
         progress=lambda reply: engine.progress(reply),
+        revive=lambda: nursery.start_soon(reload_to_revive, engine, log),
     )
     effects = NginxEffects(world, evidence, history, runtime, notifier)
     engine = Engine(
@@ -272,6 +273,15 @@ def build(
         world=world, engine=engine, effects=effects, evidence=evidence, prober=prober,
         backend=backend, notifier=notifier, gate=Gate(settings.control, own_uid=os.getuid()),
     )  # fmt: skip
+
+
+async def reload_to_revive(engine: Engine, log: FilteringBoundLogger) -> None:
+    """Have the workers of the serving master started again, and say what came of it."""
+    async with engine.submit(Reload()) as answers:
+        verdicts = [reply async for reply in answers if "verdict" in reply]
+    for reply in verdicts:
+        tell = log.warning if reply["verdict"] == "committed" else log.error
+        tell("generation.revived", verdict=reply["verdict"], detail=reply["detail"])
 
 
 def new_upgrade_id() -> str:

@@ -6,6 +6,7 @@ Owns the aim of the probes and the judge of the running upgrade. Decisions are i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ from supervisor.core.events import CandidateHealthy, Event, Triggered
 from supervisor.core.observation import Observation
 from supervisor.core.policy import SETTLE, Criterion, Health, HealthState, Judge
 from supervisor.core.server_blocks import why_not_traceable
+from supervisor.edges import procfs
 from supervisor.edges.generation import Generation
 from supervisor.edges.linux import UNKNOWN_EXIT
 from supervisor.edges.probe_finding import Owner
@@ -34,6 +36,10 @@ _CANDIDATES_OWN = (Sharing.EXCLUSIVE, Sharing.NOBODY)
 
 GRACE = 0.25
 """Seconds beyond the longest timeout after which a silent probe is not waited for."""
+EMPTY_LIMIT = 0.5
+"""Seconds without a worker after which nginx is not expected to start any by itself."""
+REVIVE_EVERY = 10.0
+"""Seconds between two reloads that are to bring workers back."""
 BASELINE_LOOKS = 2
 """How often a probe is asked before an upgrade until it passes."""
 
@@ -48,12 +54,14 @@ class Evidence:
         prober: Prober,
         post: Callable[[Event], None],
         progress: Callable[[dict[str, object]], None],
+        revive: Callable[[], None] = lambda: None,
     ) -> None:
         self._world = world
         self._probes = {probe.name: probe for probe in probes}
         self._prober = prober
         self._post = post
         self._progress = progress
+        self._revive = revive
         self._watch = Watch.NOTHING
         self._judge: Judge | None = None
         self._up_before: frozenset[str] = frozenset()
@@ -62,7 +70,8 @@ class Evidence:
         self._not_asked: Mapping[str, str] = {}  # the probes that did not, and why
         self._postponed: Callable[[], None] | None = None
         self._heard = trio.Event()
-        self._told_empty = False
+        self._empty_since: float | None = None
+        self._revived_at = -math.inf
         self._told_healthy = False
         self._told_trigger = False
         self._health: dict[str, Health] = {}
@@ -364,14 +373,31 @@ class Evidence:
         self._stir()
 
     def _see_active(self, count: Counted) -> None:
-        """Say loudly, once, when the serving generation has nobody who accepts."""
+        """Say loudly, once, when the serving generation has nobody who accepts; and mend that.
+
+        WINCH to the only master ends its workers, and then only HUP brings them back.
+        """
         active = self._world.active
         if active is None or active.id != count.generation or active.told_to_stop:
             return
-        empty = not count.brood.accepting and not count.brood.starting
-        if empty and not self._told_empty:
-            self._world.log.error("generation.no_workers", generation=f"g{active.id}")
-        self._told_empty = empty
+        brood = count.brood
+        elsewhere = any(procfs.brood_of(procfs.children(pid)).accepting for pid in brood.masters)
+        if brood.accepting or brood.starting or elsewhere or active.quitting:
+            self._empty_since = None
+            return
+        now = count.at
+        if self._empty_since is None:
+            self._empty_since = now
+            detail = (
+                f"nobody accepts connections: somebody has sent WINCH to the master "
+                f"{active.master.pid}, or its workers cannot start; it is told to start them again"
+            )
+            self._world.log.error(
+                "generation.no_workers", generation=f"g{active.id}", detail=detail
+            )
+        elif now - self._empty_since >= EMPTY_LIMIT and now - self._revived_at >= REVIVE_EVERY:
+            self._revived_at = now
+            self._revive()
 
     def _see_exit(self, gone: WorkerExited) -> None:
         generation = self._world.generations.get(gone.generation)

@@ -11,6 +11,7 @@ from supervisor.edges import procfs
 from supervisor.edges.disk_binary import DiskBinary
 from supervisor.edges.generation import Generation, Role
 from supervisor.edges.resources import resources_of
+from supervisor.operations.foreign import foreign_text
 
 _ORDER = {Role.ACTIVE: 0, Role.CANDIDATE: 1, Role.RETIRING: 2}
 
@@ -73,6 +74,13 @@ def version() -> str:
 def _condition(state: State, active: Generation | None) -> tuple[str, str | None, str]:
     """State, reason and detail; a master at rest without workers is degraded whoever did that."""
     at_rest = state.phase in (Phase.IDLE, Phase.DRAINING)
+    foreign = None if active is None or not at_rest else active.foreign
+    if active is not None and foreign is not None and foreign.alive:
+        # Both generations live, as in an upgrade of ours; whoever waits for `running` goes on.
+        text = foreign_text(active.master.pid, foreign.pid)
+        if active.brood().accepting or procfs.brood_of(procfs.children(foreign.pid)).accepting:
+            return "upgrading", "foreign_upgrade", text
+        return "degraded", "no_workers", f"no worker of either accepts connections: {text}"
     if at_rest and active is not None and not active.brood().accepting:
         detail = (
             f"the master {active.master.pid} has no worker that accepts connections; nginxctl "

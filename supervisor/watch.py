@@ -17,6 +17,7 @@ from supervisor.edges.capture import PIECE, Capture
 from supervisor.edges.generation import Generation, listens_no_more
 from supervisor.edges.linux import ExitStatus
 from supervisor.edges.process import Process
+from supervisor.operations.foreign import note_foreign_master, successor_text
 from supervisor.operations.listeners import hold
 from supervisor.operations.world import World
 
@@ -92,13 +93,16 @@ async def watch(
         generation.changed.set()
         if generation.output is not None:
             _tell_now(world, generation.output)  # before anything is done about it: it says why
+        successor = "" if generation.told_to_stop else successor_text(world, generation)
+        detail = f"master {generation.master.pid} of g{generation.id} ({generation.exit})"
         post(
             MasterExited(
                 generation=generation.id,
                 orderly=generation.exit.orderly and not generation.told_to_stop,
-                detail=f"master {generation.master.pid} of g{generation.id} ({generation.exit})",
+                detail=f"{detail}; {successor}" if successor else detail,
                 at=trio.current_time(),
                 started=trio.current_time() - generation.master.age,
+                replaced=bool(successor),
             )
         )
 
@@ -134,6 +138,7 @@ async def watch(
                 if pid not in watched:
                     watched.add(pid)
                     nursery.start_soon(worker, process)
+            note_foreign_master(world, generation, brood)
             was_stopped, stopped = stopped, generation.master.stopped
             if stopped is not was_stopped:
                 _tell_stopped(world, generation, stopped=stopped)
@@ -145,12 +150,17 @@ async def watch(
             )  # fmt: skip
             if not generation.quitting and _is_told_to_quit(generation, brood):
                 generation.quitting = True
+                successor = successor_text(world, generation)
+                detail = (
+                    f"master {generation.master.pid} of g{generation.id} was told to quit by "
+                    "somebody else: it closes its listeners and waits for connections"
+                )
                 post(
                     MasterExited(
                         generation=generation.id, orderly=True, at=trio.current_time(),
-                        detail=f"master {generation.master.pid} of g{generation.id} was told to "
-                        "quit by somebody else: it closes its listeners and waits for connections",
+                        detail=f"{detail}; {successor}" if successor else detail,
                         started=trio.current_time() - generation.master.age,
+                        replaced=bool(successor),
                     )
                 )  # fmt: skip
             generation.changed = trio.Event()

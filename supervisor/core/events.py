@@ -37,6 +37,7 @@ class MasterExited:
     detail: str
     at: float  # monotonic seconds
     started: float = -math.inf  # the same; when the master was started, if that is known
+    replaced: bool = False  # somebody else upgraded nginx: another master serves by now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -141,9 +141,16 @@ def backoff_over(state: State, _event: Event) -> Step:
 
 
 def active_lost(state: State, event: Event) -> Step:
-    """The serving master is gone: restart it, or accept that someone stopped it."""
+    """The serving master is gone: restart it, or accept that someone stopped or replaced it."""
     gone = narrow(event, MasterExited)
     dropped, refusals = drop_waiting(state, "not_running")
+    if gone.replaced:
+        incident = ReportIncident(reason="foreign_upgrade", detail=gone.detail)
+        left = replace(
+            dropped, active=None, reason=incident.reason, detail=gone.detail, rescuable=False
+        )
+        taking, actions = start(left)
+        return taking, (*refusals, incident, *actions)
     if gone.orderly:
         incident = ReportIncident(reason="foreign_stop", detail=gone.detail)
         if state.rules.on_foreign_stop is OnForeignStop.STOP:
@@ -164,7 +171,7 @@ def active_lost_in_drain(state: State, event: Event) -> Step:
     """The new generation died while the old one drains: bring the previous version back now."""
     gone = narrow(event, MasterExited)
     stopped = gone.orderly and state.rules.on_foreign_stop is OnForeignStop.STOP
-    if stopped or not state.rescuable:
+    if stopped or gone.replaced or not state.rescuable:
         return active_lost(state, event)
     dropped, refusals = drop_waiting(state, "not_running")
     incident = ReportIncident(reason="candidate_exited_in_drain", detail=gone.detail)

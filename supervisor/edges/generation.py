@@ -60,6 +60,7 @@ class Generation:
     ended: dict[int, ExitStatus] = field(default_factory=dict)  # workers, while it starts
     changed: trio.Event = field(default_factory=trio.Event)  # somebody new; its watcher renews it
     executable: tuple[int, int] | None = None  # device and inode; None: not seen or not permitted
+    foreign: Process | None = None  # its new master, which somebody else's USR2 has started
 
     @property
     def alive(self) -> bool:
@@ -148,6 +149,9 @@ class Generation:
         for process in self.workers.values():
             process.close()
         self.workers.clear()
+        if self.foreign is not None:
+            self.foreign.close()
+            self.foreign = None
 
 
 def _is_worker(process: Process) -> bool:

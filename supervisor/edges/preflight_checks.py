@@ -69,13 +69,15 @@ async def usr2_would_be_accepted(draft: Draft) -> None:
             f"the process {stat.parent} that started it still runs, and it ignores the signal"
             " until then; adopt it with take-over, or restart nginx under the supervisor"
         )
-    elif masters := procfs.brood_of(procfs.children(pid)).masters:
-        why = (
-            f"somebody upgrades it by signals already: process {min(masters)} is its new master;"
-            " wait until one of the two has ended, and leave the pid file as it is"
-        )
     if why:
         raise Refusal("usr2_would_be_refused", f"cannot upgrade: the master {pid}: {why}")
+    if masters := procfs.brood_of(procfs.children(pid)).masters:
+        raise Refusal(
+            "foreign_upgrade",
+            f"cannot upgrade: somebody else upgrades nginx by signals: process {min(masters)} is"
+            f" the new master of {pid}; end one of the two first: kill -QUIT {pid} keeps the new"
+            f" one, kill -QUIT {min(masters)} the old one; leave the pid file as it is",
+        )
 
 
 async def source_may_be_used(draft: Draft) -> None:

@@ -77,13 +77,17 @@ def _orphans_of(known: KnownMaster) -> list[int]:
 
 
 async def adopt_by_pid_file(world: World, path: Path, facts: Facts | None) -> None:
-    """A master that nobody has on record: started by hand, or by a distribution's unit.
+    """A master that nobody has on record: started by hand, or by a distribution's unit."""
+    process = open_claimed(world, path)
+    if process is not None:
+        await adopt_master(world, process, facts)
+
+
+async def adopt_master(world: World, process: Process, facts: Facts | None) -> None:
+    """`process` is the active generation now; it is closed where it cannot be.
 
     Without `facts`, since its configuration is broken by now, it is taken for what ran last.
     """
-    process = open_claimed(world, path)
-    if process is None:
-        return
     if facts is not None:
         program = facts.refresh(await _program_of(world, process.pid, facts))
     elif world.last_program is not None:

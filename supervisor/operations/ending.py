@@ -11,6 +11,7 @@ import trio
 
 from supervisor.core.errors import OperationFailed
 from supervisor.edges.generation import Generation, Role
+from supervisor.operations.foreign import take_in_to_end
 from supervisor.operations.listeners import release
 from supervisor.operations.pidfiles import remove_leftovers, remove_stale, settle_pid_file
 from supervisor.operations.restore import put_previous_back
@@ -144,6 +145,7 @@ async def stop_all(world: World, deadlines: Deadlines, *, now: bool) -> None:
         hasten.set()
     if world.run is not None:
         await find_late_candidate(world, world.run)
+    take_in_to_end(world)
     order = {Role.CANDIDATE: 0, Role.ACTIVE: 1, Role.RETIRING: 2}
     # A draining generation has been told already; a stop does not wait for it longer than for
     # the rest, and it is last so that it has the most time.

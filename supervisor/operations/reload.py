@@ -13,6 +13,7 @@ from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Program
 from supervisor.edges.pulse import Pulse
 from supervisor.operations.facts import Facts, facts_of_running, passed_on
+from supervisor.operations.foreign import expect_no_foreign_upgrade
 from supervisor.operations.world import POLL, World
 
 RELOAD_LIMIT = 30.0
@@ -30,6 +31,7 @@ async def reload(world: World) -> tuple[str, str]:
     active = world.active
     if active is None or not active.alive:
         raise Refusal("not_running", "cannot reload: nginx does not run")
+    expect_no_foreign_upgrade(active, "reload")
     facts = await facts_of_running(world, active)
     if facts is not None:
         _accept(world, facts)
@@ -120,6 +122,10 @@ def reopen(world: World) -> str:
             # Orphans have no master that would tell them; workers reopen by themselves on USR1.
             generation.signal_workers(signal.SIGUSR1)
             told.append(f"g{generation.id} (workers)")
+        foreign = generation.foreign
+        if foreign is not None and procfs.catches(foreign.pid, signal.SIGUSR1):
+            foreign.send(signal.SIGUSR1)
+            told.append(f"master {foreign.pid}, which somebody else started")
     if not told:
         raise Refusal("not_running", "cannot reopen the logs: no nginx runs; see nginxctl status")
     return f"logs reopened by {', '.join(told)}"

@@ -16,6 +16,7 @@ from supervisor.edges import pidfile, procfs
 from supervisor.edges.generation import Generation, Role
 from supervisor.edges.process import Process
 from supervisor.edges.pulse import Pulse
+from supervisor.operations.foreign import expect_no_other_master
 from supervisor.operations.world import POLL, UpgradeRun, World
 
 USR2_LIMIT = 0.25
@@ -46,6 +47,7 @@ async def spawn(world: World) -> None:
     assert run.program is not None
     if old is None or not old.alive:
         raise OperationFailed("active_exited", "cannot upgrade: the old master is gone")
+    expect_no_other_master(old)
     run.installed = True  # before it is: a rollback that finds the old files there does no harm
     run.plan.install()
     world.background(partial(_settle, run))

@@ -7,7 +7,6 @@ import signal
 import socket
 import stat
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -21,9 +20,9 @@ from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.launch import Launch
 from supervisor.edges.placing import sha256_of
 from supervisor.edges.store import Origin, StoredVersion
-from supervisor.operations.adoption import adopt_by_pid_file, open_claimed
 from supervisor.operations.choice import fallback, known_on_disk, put_wanted_on_disk
-from supervisor.operations.facts import Facts, environment, facts_on_disk, read_facts, settings_argv
+from supervisor.operations.facts import Facts, environment, facts_on_disk, settings_argv
+from supervisor.operations.foreign import take_in_foreign
 from supervisor.operations.listeners import for_successor
 from supervisor.operations.pidfiles import settle_pid_file
 from supervisor.operations.restore import put_back
@@ -41,7 +40,7 @@ async def start(world: World, *, rescue: bool, cold: bool) -> Succeeded:
     now; a cold start tries what is on disk and falls back to the last good version. Raises
     SupervisorError with nginx's own words.
     """
-    await _take_in_foreign(world)
+    await take_in_foreign(world)
     serving = _serving_already(world)
     if serving is not None:
         return serving
@@ -83,28 +82,6 @@ async def _fall_back(
         if tried is not None:
             await put_back(world, tried.id)
         raise failure from None
-
-
-async def _take_in_foreign(world: World) -> None:
-    """A master that somebody else started beside or after ours is adopted, not started against.
-
-    A package's own upgrade does so: USR2, and QUIT to the master that we know.
-    """
-    if not world.pid_path:
-        return
-    process = open_claimed(world, Path(world.pid_path))
-    if process is None:
-        return
-    process.close()
-    facts: Facts | None = None
-    with suppress(SupervisorError):  # a configuration that is broken by now is no reason to wait
-        facts = await read_facts(world, f"/proc/{process.pid}/exe", settings_argv(world))
-    for one in world.generations:
-        one.role = Role.RETIRING
-    await adopt_by_pid_file(world, Path(world.pid_path), facts)
-    active = world.active
-    if active is not None:
-        world.last_program = active.program
 
 
 def _serving_already(world: World) -> Succeeded | None:

@@ -212,6 +212,23 @@ def test_a_foreign_stop_is_accepted() -> None:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("orderly", [True, False])
+@pytest.mark.parametrize("wanted", list(OnForeignStop))
+@pytest.mark.parametrize("state", [IDLE, DRAINING])
+def test_a_foreign_upgrade_is_taken_over(
+    state: State, wanted: OnForeignStop, *, orderly: bool
+) -> None:
+    """It is no crash, no stop, and nothing to be rescued: another master serves."""
+    assert state.active is not None
+    gone = replace(exited(state.active, orderly=orderly), replaced=True)
+    story = Story(replace(state, rules=Rules(on_foreign_stop=wanted)))
+    story.tell(
+        gone, ReportIncident(reason="foreign_upgrade", detail=gone.detail), NOTHING, START,
+        phase=Phase.STARTING, active=None, reason="foreign_upgrade", detail=gone.detail,
+        rescuable=False,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("state", ANYWHERE)
 def test_what_others_do_is_ignored(state: State) -> None:
     story = Story(state)

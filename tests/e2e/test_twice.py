@@ -200,7 +200,7 @@ def test_somebody_upgrades_nginx_and_breaks_its_configuration(oldest: Build, new
         os.kill(old.pid, signal.SIGUSR2)
         until("two generations", lambda: len(nginx.nginx()) == 6)
         refused = nginx.ctl("upgrade")
-        assert (refused.code, refused.reason) == (3, "usr2_would_be_refused"), refused
+        assert (refused.code, refused.reason) == (3, "foreign_upgrade"), refused
         text = one.config.read_text()
         one.config.write_text("broken")
         os.kill(old.pid, signal.SIGQUIT)

@@ -334,8 +334,8 @@ async def test_a_master_that_is_upgrading_already(
     assert new is not None
     who = replace(active(nginx), pid_path=oldbin)
     refusal = await refused(nginx, store, Request(binary=offered), who)
-    assert refusal.reason == "usr2_would_be_refused"
-    assert f"process {new.pid} is its new master" in refusal.detail
+    assert refusal.reason == "foreign_upgrade"
+    assert f"process {new.pid} is the new master" in refusal.detail
     both = replace(active(nginx), master=new)
     refusal = await refused(nginx, store, Request(binary=offered), both)
     assert refusal.reason == "oldbin_master_alive"

@@ -32,8 +32,9 @@ def generation(number: int, role: Role, *, accepting: int = 0, draining: int = 0
     )  # fmt: skip
     master = SimpleNamespace(pid=NO_PID)
     return SimpleNamespace(
-        id=number, role=role, program=PROGRAM, master=master, alive=True, brood=lambda: brood
-    )
+        id=number, role=role, program=PROGRAM, master=master, alive=True, brood=lambda: brood,
+        foreign=None,
+    )  # fmt: skip
 
 
 def status(
