@@ -11,12 +11,14 @@ import trio
 
 from supervisor import snapshot
 from supervisor.advice import advice_on
-from supervisor.core.commands import Command, Restart
-from supervisor.core.errors import SupervisorError
+from supervisor.core.commands import Adopt, Command, Restart
+from supervisor.core.errors import OperationFailed, Refusal, SupervisorError
+from supervisor.core.model import Phase
 from supervisor.edges.config_file import load_settings
 from supervisor.edges.disk_binary import DiskBinaryCache
 from supervisor.edges.journal import History
 from supervisor.edges.log_tap import LogTap
+from supervisor.operations.adoption import open_claimed
 from supervisor.operations.facts import read_facts, settings_argv
 from supervisor.operations.world import World
 from supervisor.waiters import Reply, refusal
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from supervisor.effects import NginxEffects
     from supervisor.engine import Engine
     from supervisor.evidence import Evidence
+
+
+_AT_REST_WITHOUT_NGINX = (Phase.BACKOFF, Phase.STOPPED, Phase.DEGRADED)
 
 
 class Backend:
@@ -86,17 +91,55 @@ class Backend:
         """See ControlBackend."""
         del peer  # every caller that gets here may do everything
         objection = await self._objection(command)
+        if objection is None and isinstance(command, Adopt) and command.take_over:
+            # What nobody has adopted yet is adopted first.
+            objection = await self._adopt_first()
         if objection is None:
             async with self._engine.submit(command) as replies:
                 yield replies
             return
         send, receive = trio.open_memory_channel[Reply](1)
         async with receive:
-            send.send_nowait(refusal("restart", objection.reason, objection.detail))
+            operation = type(command).__name__.lower()
+            send.send_nowait(refusal(operation, objection.reason, objection.detail))
             send.close()
             yield receive
 
+    async def _adopt_first(self) -> SupervisorError | None:
+        """Have a living nginx adopted where none is; why that failed."""
+        if self._world.active is not None:
+            return None
+        last: Reply = {}
+        async with self._engine.submit(Adopt()) as replies:
+            async for reply in replies:
+                last = reply
+        if last.get("verdict") == "done":
+            return None
+        return OperationFailed(str(last.get("reason")), str(last.get("detail")))
+
     async def _objection(self, command: Command) -> SupervisorError | None:
+        """Why the command would do harm, or nothing; the machine knows only processes of ours."""
+        if isinstance(command, Adopt):
+            return await self._nothing_to_adopt()
+        return await self._restart_would_fail(command)
+
+    async def _nothing_to_adopt(self) -> SupervisorError | None:
+        """Nothing is started where there is nothing to adopt."""
+        world = self._world
+        if world.active is not None or self._engine.state.phase not in _AT_REST_WITHOUT_NGINX:
+            return None
+        path = world.pid_path
+        process = open_claimed(world, Path(path)) if path else None
+        if process is None:
+            return Refusal(
+                "nothing_to_adopt",
+                f"cannot adopt: the pid file {path or '(unknown)'} names no living master of this "
+                "nginx; nginxctl start starts one",
+            )
+        process.close()
+        return None
+
+    async def _restart_would_fail(self, command: Command) -> SupervisorError | None:
         """Why nginx would not come up again: it is not stopped then.
 
         A file on disk that cannot be run is none: the last good one is put back.

@@ -31,6 +31,7 @@ from supervisor.operations import (
     shift,
     spawn,
     start,
+    takeover,
 )
 from supervisor.operations.world import UpgradeRun, World
 from supervisor.verdicts import Verdicts, utc_now
@@ -98,6 +99,10 @@ class NginxEffects:
                 return await self._roll_back()
             case Operation.STOP:
                 return await self._stop(run.command)
+            case Operation.TAKE_OVER:
+                done = await takeover.take_over(self._world)
+                self._remember_masters()
+                return done
             case _ as never:
                 assert_never(never)
 

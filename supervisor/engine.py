@@ -269,8 +269,8 @@ class Engine:
                 await self._refuse(request, reason, detail)
             case actions.Complete(request=request, detail=detail):
                 self._answer(request, "done", "done", detail)
-            case actions.Settle(ok=ok, reason=reason, detail=detail):
-                self._settle(reason, detail, ok=ok)
+            case actions.Settle():
+                self._settle(action)
             case actions.Pronounce():
                 await self._pronounce(action)
             case actions.ReportIncident(reason=reason, detail=detail):
@@ -365,13 +365,14 @@ class Engine:
         self._waiters.attach(request, to_verdict=to_verdict)
         self._waiters.accept(request)
 
-    def _settle(self, reason: str, detail: str, *, ok: bool) -> None:
+    def _settle(self, settle: actions.Settle) -> None:
         """Answer everyone who waits for what is no upgrade."""
-        if not ok and self.state.phase is Phase.BACKOFF:
+        detail = settle.detail
+        if not settle.ok and self.state.phase is Phase.BACKOFF:
             delay = self.state.restarts.last_delay
             detail = f"{detail}; the supervisor tries again in {delay:g} s"
-        verdict = "done" if ok else "failed"
-        self._waiters.settle(verdict, reason, detail, at=self._clock())
+        verdict = "done" if settle.ok else "refused" if settle.unchanged else "failed"
+        self._waiters.settle(verdict, settle.reason, detail, at=self._clock())
 
     async def _refuse(self, request: int, reason: str, detail: str) -> None:
         """A refusal of an upgrade is a verdict with an id of its own, in the history too."""

@@ -151,6 +151,15 @@ def _stop_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--now", action="store_true", help="do not wait for open connections")
 
 
+def _adopt_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="put a master of the supervisor's own in its place, on the same sockets: for one "
+        "that refuses upgrades, or belongs to another unit",
+    )
+
+
 def _history_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=_positive, metavar="N", help="the last N only")
     parser.add_argument(
@@ -196,6 +205,12 @@ COMMANDS: Mapping[str, Command] = {
     "restart": Command(
         method="Restart",
         summary="stop nginx and start what is on disk; refuses connections meanwhile",
+    ),
+    "adopt": Command(
+        method="Adopt",
+        summary="take in a living nginx that somebody else started",
+        add_arguments=_adopt_arguments,
+        parameters=lambda given: {"take_over": True} if given.take_over else {},
     ),
     "history": Command(
         method="History",

@@ -25,6 +25,7 @@ class Operation(Enum):
     COMMIT = "commit"
     ROLL_BACK = "roll_back"
     STOP = "stop"
+    TAKE_OVER = "take_over"  # a new master of our own in the place of the one that serves
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +98,7 @@ class Settle:
     ok: bool
     reason: str
     detail: str
+    unchanged: bool = False  # not ok, and everything is as it was: a refusal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,4 +62,14 @@ class Restart:
     """Stop nginx and start it again."""
 
 
-Command = Upgrade | Promote | Rollback | Reload | Reopen | Drain | Stop | Start | Restart
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt:
+    """Take in a living nginx that somebody else started.
+
+    With `take_over` a new master of the supervisor's own takes the place of the one that serves.
+    """
+
+    take_over: bool = False
+
+
+Command = Upgrade | Promote | Rollback | Reload | Reopen | Drain | Stop | Start | Restart | Adopt

@@ -61,6 +61,7 @@ from supervisor.core.model import Goal, Phase, State
 from supervisor.core.serving import (
     active_lost,
     active_lost_in_drain,
+    adopt,
     backoff_over,
     drained,
     goal_exit,
@@ -77,6 +78,8 @@ from supervisor.core.serving import (
     stop_failed,
     stop_with,
     stopped,
+    take_over_failed,
+    taken_over,
 )
 from supervisor.core.upgrading import (
     active_lost_in_preflight,
@@ -117,6 +120,7 @@ class Column(Enum):
     STOP = "stop"
     START = "start"
     RESTART = "restart"
+    ADOPT = "adopt"
     TERMINATE = "terminate"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
@@ -141,6 +145,7 @@ _COMMAND_COLUMNS: Mapping[type[commands.Command], Column] = {
     commands.Stop: Column.STOP,
     commands.Start: Column.START,
     commands.Restart: Column.RESTART,
+    commands.Adopt: Column.ADOPT,
 }
 
 _FACT_COLUMNS: Mapping[type[Event], Column] = {
@@ -178,6 +183,9 @@ def step(state: State, event: Event) -> Step:
 
 _not_running = refuse("not_running", down_text)
 _not_ready = refuse("starting", "cannot do this: nginx is starting; try again shortly")
+_taking_over = refuse(
+    "taking_over", "cannot do this: another master takes nginx over; try again shortly"
+)
 _draining = refuse(
     "previous_generation_draining",
     "cannot do this: connections of the previous generation are still open, and nginx ignores "
@@ -220,6 +228,7 @@ _IN_UPGRADE: dict[Column, Cell] = {
     **_EVERYWHERE,
     C.UPGRADE: _busy,
     C.RESTART: _busy,
+    C.ADOPT: _busy,
     C.START: _already,
     C.DRAIN: _nothing_draining,
     C.RELOAD: reload_later,
@@ -240,25 +249,26 @@ TABLE: Mapping[Phase, Mapping[Column, Cell]] = {
         **_AT_REST, **_NO_EVIDENCE, **_ignored(C.TIMER),
         C.ACTIVE_EXITED: note_exit, C.OTHER_EXITED: note_exit,
         C.UPGRADE: _not_ready, C.ROLLBACK: _not_ready, C.RELOAD: _not_ready,
-        C.DRAIN: _nothing_draining, C.START: attach,
+        C.DRAIN: _nothing_draining, C.START: attach, C.ADOPT: _not_ready,
         C.SUCCEEDED: started, C.FAILED: start_failed, C.GONE: gone,
     },
     Phase.IDLE: {
         **_AT_REST, **_NO_EVIDENCE, **_ignored(C.TIMER, C.SUCCEEDED, C.FAILED),
         C.UPGRADE: begin, C.ROLLBACK: begin, C.RELOAD: reload,
-        C.DRAIN: _nothing_draining, C.START: _already,
+        C.DRAIN: _nothing_draining, C.START: _already, C.ADOPT: adopt,
         C.ACTIVE_EXITED: active_lost, C.GONE: gone,
     },
     Phase.BACKOFF: {
         **_AT_REST, **_NO_EVIDENCE, **_ignored(C.ACTIVE_EXITED, C.SUCCEEDED, C.FAILED),
         C.UPGRADE: _not_running, C.ROLLBACK: _not_running, C.RELOAD: _not_running,
-        C.DRAIN: _nothing_draining, C.START: start_now,
+        C.DRAIN: _nothing_draining, C.START: start_now, C.ADOPT: start_now,
         C.TIMER: backoff_over, C.GONE: gone,
     },
     Phase.STOPPING: {
         **_EVERYWHERE, **_NO_EVIDENCE, **_ignored(C.ACTIVE_EXITED, C.OTHER_EXITED, C.TIMER),
         C.UPGRADE: _stopping, C.ROLLBACK: _stopping, C.RELOAD: _stopping, C.PROMOTE: _stopping,
         C.DRAIN: _stopping, C.START: _stopping, C.RESTART: _stopping, C.REOPEN: _stopping,
+        C.ADOPT: _stopping,
         C.STOP: stop_again, C.TERMINATE: goal_exit,
         C.SUCCEEDED: stopped, C.FAILED: stop_failed, C.GONE: gone,
     },
@@ -267,12 +277,19 @@ TABLE: Mapping[Phase, Mapping[Column, Cell]] = {
         **_ignored(C.SUCCEEDED, C.FAILED),
         C.UPGRADE: _not_running, C.ROLLBACK: _not_running, C.RELOAD: _not_running,
         C.PROMOTE: _not_held, C.DRAIN: _nothing_draining, C.REOPEN: _not_running,
-        C.START: start_now, C.RESTART: start_now, C.GONE: gone,
+        C.START: start_now, C.RESTART: start_now, C.ADOPT: start_now, C.GONE: gone,
     },
     Phase.DEGRADED: {
         **_AT_REST, **_NO_EVIDENCE, **_ignored(C.ACTIVE_EXITED, C.TIMER, C.SUCCEEDED, C.FAILED),
         C.UPGRADE: _not_running, C.ROLLBACK: _not_running, C.RELOAD: _not_running,
-        C.DRAIN: _nothing_draining, C.START: start_now, C.GONE: gone,
+        C.DRAIN: _nothing_draining, C.START: start_now, C.ADOPT: start_now, C.GONE: gone,
+    },
+    Phase.TAKING_OVER: {
+        **_AT_REST, **_NO_EVIDENCE, **_ignored(C.TIMER),
+        C.UPGRADE: _taking_over, C.ROLLBACK: _taking_over, C.RELOAD: _taking_over,
+        C.DRAIN: _nothing_draining, C.START: _already, C.ADOPT: attach,
+        C.ACTIVE_EXITED: note_exit, C.OTHER_EXITED: note_exit,
+        C.SUCCEEDED: taken_over, C.FAILED: take_over_failed, C.GONE: gone,
     },
     Phase.PREFLIGHT: {
         **_IN_UPGRADE, **_ignored(C.HEALTHY, C.TRIGGERED, C.CANDIDATE_EXITED, C.TIMER),
@@ -308,7 +325,7 @@ TABLE: Mapping[Phase, Mapping[Column, Cell]] = {
     Phase.DRAINING: {
         **_AT_REST, **_NO_EVIDENCE, **_ignored(C.TIMER, C.SUCCEEDED, C.FAILED),
         C.UPGRADE: _draining, C.ROLLBACK: _draining, C.RELOAD: reload,
-        C.DRAIN: hasten, C.START: _already,
+        C.DRAIN: hasten, C.START: _already, C.ADOPT: _draining,
         C.ACTIVE_EXITED: active_lost_in_drain, C.GONE: drained,
     },
     Phase.ROLLING_BACK: {

@@ -31,6 +31,7 @@ class Phase(Enum):
     HELD = "held"
     COMMITTING = "committing"
     DRAINING = "draining"
+    TAKING_OVER = "taking_over"
     ROLLING_BACK = "rolling_back"
 
 
@@ -143,5 +144,6 @@ _PUBLIC: Mapping[Phase, str] = {
     Phase.STOPPED: "stopped",
     Phase.DEGRADED: "degraded",
     Phase.DRAINING: "draining",
+    Phase.TAKING_OVER: "starting",
     **dict.fromkeys(UPGRADING, "upgrading"),
 }

@@ -10,6 +10,7 @@ from supervisor.core.actions import (
     Aim,
     Arm,
     Attach,
+    Complete,
     Exit,
     HastenDrain,
     Operation,
@@ -277,6 +278,38 @@ def stop_again(state: State, event: Event) -> Step:
         run = Run(operation=Operation.STOP, command=asked.command)
         return replace(state, goal=goal), (*answers, run)
     return replace(state, goal=goal), answers
+
+
+def adopt(state: State, event: Event) -> Step:
+    """What serves is adopted already; with `take_over` a master of our own takes its place."""
+    asked = narrow(event, Requested)
+    assert isinstance(asked.command, commands.Adopt)
+    if not asked.command.take_over:
+        detail = f"g{state.active} is the supervisor's already"
+        return state, (Complete(request=asked.request, detail=detail),)
+    if state.reloading:
+        detail = "cannot take over: a reload runs; wait for it to end and try again"
+        return state, (Refuse(request=asked.request, reason="reload_in_progress", detail=detail),)
+    taking = replace(state, phase=Phase.TAKING_OVER, reason="taking_over", detail="")
+    run = Run(operation=Operation.TAKE_OVER, command=asked.command)
+    return taking, (Attach(asked.request), run)
+
+
+def taken_over(state: State, event: Event) -> Step:
+    """Another master serves on the same sockets; the workers of the one before it drain."""
+    done = narrow(event, Succeeded)
+    serving = replace(state, active=done.generation, retiring=state.retiring | done.retiring)
+    retire = tuple(Retire(generation=one) for one in sorted(done.retiring))
+    rested, aim = rest(serving)
+    return rested, (*retire, Settle(ok=True, reason="taken_over", detail=done.note), *aim)
+
+
+def take_over_failed(state: State, event: Event) -> Step:
+    """The master that served goes on; where it is dead by now, that is acted on."""
+    failed = narrow(event, Failed)
+    rested, actions = rest(state)
+    settle = Settle(ok=False, reason=failed.reason, detail=failed.detail, unchanged=True)
+    return rested, (settle, *actions)
 
 
 def reload(state: State, event: Event) -> Step:

@@ -155,6 +155,10 @@ async def _restart(backend: ControlBackend, exchange: Exchange, given: Fields) -
     await _operate(backend, exchange, commands.Restart())
 
 
+async def _adopt(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    await _operate(backend, exchange, commands.Adopt(take_over=given.get("take_over") is True))
+
+
 async def _history(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
     limit = given.get("limit")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
@@ -250,4 +254,5 @@ ROUTES: tuple[Route, ...] = (
     Route("Stop", Access.ADMIN, _stop),
     Route("Start", Access.ADMIN, _start),
     Route("Restart", Access.ADMIN, _restart),
+    Route("Adopt", Access.ADMIN, _adopt),
 )

@@ -48,7 +48,7 @@ async def shift(world: World) -> None:
         "winch_ignored",
         f"the old workers did not begin to leave within {limit:g} s of WINCH to {old.master.pid};"
         " nginx ignores it when something else started it in the foreground (`daemon off`):"
-        " nginxctl restart makes it one that can be upgraded",
+        " nginxctl adopt --take-over makes it one that can be upgraded",
     )
 
 

@@ -87,6 +87,8 @@ async def test_status_for_people(control: str, backend: FakeBackend) -> None:
         (["stop", "--now"], commands.Stop(now=True)),
         (["start"], commands.Start()),
         (["restart"], commands.Restart()),
+        (["adopt"], commands.Adopt()),
+        (["adopt", "--take-over"], commands.Adopt(take_over=True)),
     ],
 )
 async def test_commands_arrive_and_stream(

@@ -127,6 +127,8 @@ CALLS: list[tuple[str, dict[str, object], commands.Command]] = [
     ("Stop", {"now": True}, commands.Stop(now=True)),
     ("Start", {}, commands.Start()),
     ("Restart", {}, commands.Restart()),
+    ("Adopt", {}, commands.Adopt()),
+    ("Adopt", {"take_over": True}, commands.Adopt(take_over=True)),
 ]
 
 

@@ -59,6 +59,8 @@ CALLS: list[tuple[str, dict[str, object], Role]] = [
     ("Stop", {}, Role.ADMIN),
     ("Start", {}, Role.ADMIN),
     ("Restart", {}, Role.ADMIN),
+    ("Adopt", {}, Role.ADMIN),
+    ("Adopt", {"take_over": True}, Role.ADMIN),
 ]
 
 

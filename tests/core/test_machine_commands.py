@@ -36,7 +36,7 @@ EVERY_PHASE = of(*UNDERWAY)
 
 
 @pytest.mark.parametrize("state", EVERY_PHASE)
-@pytest.mark.parametrize("command", [commands.Upgrade(), commands.Restart()])
+@pytest.mark.parametrize("command", [commands.Upgrade(), commands.Restart(), commands.Adopt()])
 def test_a_second_upgrade_and_a_restart_are_refused(
     state: State, command: commands.Command
 ) -> None:

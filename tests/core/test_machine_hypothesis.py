@@ -66,6 +66,7 @@ FOLLOW_A_VERDICT = (commands.Promote, commands.Rollback, commands.Drain)
 COMMANDS = st.one_of(
     st.builds(commands.Upgrade, hold=st.booleans(), canary=st.sampled_from([None, 0.0])),
     st.builds(commands.Stop, now=st.booleans()),
+    st.builds(commands.Adopt, take_over=st.booleans()),
     st.sampled_from(
         [
             commands.Promote(), commands.Rollback(), commands.Reload(), commands.Reopen(),
@@ -454,7 +455,7 @@ class Supervised(RuleBasedStateMachine):
 RUNNING = frozenset(
     {
         Phase.STARTING, Phase.STOPPING, Phase.PREFLIGHT, Phase.SPAWNING, Phase.SHIFTING,
-        Phase.COMMITTING, Phase.ROLLING_BACK,
+        Phase.COMMITTING, Phase.ROLLING_BACK, Phase.TAKING_OVER,
     }
 )  # fmt: skip
 
@@ -507,6 +508,15 @@ def _rolled_back(world: Supervised, data: st.DataObject) -> Succeeded:
     return Succeeded(generation=world.bring_up())
 
 
+def _taken_over(world: Supervised, _data: st.DataObject) -> Succeeded:
+    """The old master is killed by the operation itself; its workers drain."""
+    old = world.state.active
+    assert old is not None
+    if old in world.living:
+        world.dies(old)
+    return Succeeded(generation=world.bring_up(), retiring=frozenset({old}))
+
+
 def _stopped(world: Supervised, _data: st.DataObject) -> Succeeded:
     world.living.clear()
     return Succeeded()
@@ -522,6 +532,7 @@ SUCCESSES: dict[Operation, Callable[[Supervised, st.DataObject], Succeeded]] = {
     Operation.COMMIT: _committed,
     Operation.ROLL_BACK: _rolled_back,
     Operation.STOP: _stopped,
+    Operation.TAKE_OVER: _taken_over,
 }
 
 TestSupervised = Supervised.TestCase

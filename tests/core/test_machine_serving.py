@@ -11,6 +11,7 @@ from supervisor.core.actions import (
     Aim,
     Arm,
     Attach,
+    Complete,
     Exit,
     HastenDrain,
     Operation,
@@ -53,10 +54,12 @@ STARTING = replace(IDLE, phase=Phase.STARTING, active=None)
 BACKOFF = replace(IDLE, phase=Phase.BACKOFF, active=None, reason="bad", detail="it failed")
 STOPPED = replace(IDLE, phase=Phase.STOPPED, active=None, goal=Goal.STOP, reason="stopped")
 STOPPING = replace(IDLE, phase=Phase.STOPPING, goal=Goal.STOP, reason="stopping")
+TAKING_OVER = replace(IDLE, phase=Phase.TAKING_OVER, reason="taking_over")
 DEGRADED = replace(IDLE, phase=Phase.DEGRADED, reason="rollback_failed", detail="it failed")
 
 AT_REST = [
-    pytest.param(one, id=one.phase.value) for one in (STARTING, IDLE, BACKOFF, DEGRADED, DRAINING)
+    pytest.param(one, id=one.phase.value)
+    for one in (STARTING, IDLE, BACKOFF, DEGRADED, DRAINING, TAKING_OVER)
 ]
 ANYWHERE = [*AT_REST, pytest.param(STOPPED, id="stopped"), pytest.param(STOPPING, id="stopping")]
 
@@ -237,7 +240,7 @@ def test_what_others_do_is_ignored(state: State) -> None:
     ):  # fmt: skip
         if state.phase is not Phase.BACKOFF or not isinstance(event, TimerFired):
             story.ignores(event)
-    if state.phase is not Phase.STARTING:
+    if state.phase not in (Phase.STARTING, Phase.TAKING_OVER):
         story.ignores(exited(9))
 
 
@@ -401,13 +404,65 @@ UPGRADES = (commands.Upgrade(), commands.Rollback())
     ), "stopping"),
     (IDLE, (commands.Start(),), "already_running"),
     (DRAINING, (commands.Start(),), "already_running"),
+    (DRAINING, (commands.Adopt(take_over=True),), "previous_generation_draining"),
+    (STARTING, (commands.Adopt(),), "starting"),
+    (STOPPING, (commands.Adopt(),), "stopping"),
+    (TAKING_OVER, (*UPGRADES, commands.Reload()), "taking_over"),
+    (TAKING_OVER, (commands.Start(),), "already_running"),
+    (replace(IDLE, reloading=True), (commands.Adopt(take_over=True),), "reload_in_progress"),
 ])  # fmt: skip
 def test_refusals(state: State, refused: tuple[commands.Command, ...], reason: str) -> None:
     for command in refused:
         assert reason_of(state, command) == reason
 
 
-@pytest.mark.parametrize("state", [STARTING, IDLE, BACKOFF, DEGRADED, STOPPED])
+TAKE_OVER = commands.Adopt(take_over=True)
+
+
+def test_a_take_over() -> None:
+    story = Story(IDLE)
+    story.tell(
+        asked(TAKE_OVER), Attach(7), Run(operation=Operation.TAKE_OVER, command=TAKE_OVER),
+        phase=Phase.TAKING_OVER, reason="taking_over",
+    )  # fmt: skip
+    story.tell(asked(TAKE_OVER, 8), Attach(8))
+    story.tell(exited(1), exits=(exited(1),))
+    story.tell(
+        Succeeded(generation=2, retiring=frozenset({1}), note="taken"),
+        Retire(generation=1), Settle(ok=True, reason="taken_over", detail="taken"), ON_ACTIVE,
+        phase=Phase.DRAINING, active=2, retiring=frozenset({1}), reason=None, exits=(),
+    )  # fmt: skip
+
+
+def test_a_take_over_that_fails_leaves_the_master_that_served() -> None:
+    failed = Settle(ok=False, reason="start_failed", detail="no", unchanged=True)
+    Story(TAKING_OVER).tell(
+        Failed(reason="start_failed", detail="no"), failed, ON_ACTIVE,
+        phase=Phase.IDLE, reason=None,
+    )  # fmt: skip
+    story = Story(replace(TAKING_OVER, exits=(exited(1),)))
+    story.state, did = step(story.state, Failed(reason="start_failed", detail="no"))
+    assert did[0] == failed
+    assert START in did
+    assert story.state.phase is Phase.STARTING
+
+
+def test_what_serves_is_adopted_already() -> None:
+    Story(IDLE).tell(
+        asked(commands.Adopt()), Complete(request=7, detail="g1 is the supervisor's already")
+    )
+
+
+@pytest.mark.parametrize("state", [BACKOFF, STOPPED, DEGRADED])
+def test_adopt_where_nothing_is_adopted(state: State) -> None:
+    """Whether anything is there was looked at before."""
+    story = Story(state)
+    story.state, did = step(state, asked(commands.Adopt()))
+    assert did == (Attach(7), NOTHING, START)
+    assert story.state.phase is Phase.STARTING
+
+
+@pytest.mark.parametrize("state", [STARTING, IDLE, BACKOFF, DEGRADED, STOPPED, TAKING_OVER])
 def test_nothing_to_drain_or_to_promote(state: State) -> None:
     assert reason_of(state, commands.Drain()) == "nothing_draining"
     assert reason_of(state, commands.Promote()) == "not_held"
