@@ -12,6 +12,7 @@ from supervisor.edges.disk_binary import DiskBinary
 from supervisor.edges.generation import Generation, Role
 from supervisor.edges.resources import resources_of
 from supervisor.operations.foreign import foreign_text
+from supervisor.operations.unrecorded import why_beside
 
 _ORDER = {Role.ACTIVE: 0, Role.CANDIDATE: 1, Role.RETIRING: 2}
 
@@ -38,7 +39,7 @@ def status(
     """
     shown = sorted(generations, key=lambda one: (_ORDER[one.role], one.id))
     active = next((one for one in shown if one.role is Role.ACTIVE), None)
-    told, reason, detail = _condition(state, active)
+    told, reason, detail = _condition(state, active, shown)
     prospect = _prospect(state, upgrade.get("phase_elapsed_s"), next_start, drain_left)
     if not any(one.brood().accepting for one in shown):
         prospect = _unserved(state, prospect, held["count"])
@@ -71,7 +72,9 @@ def version() -> str:
     return metadata.version("nginx-supervisor")
 
 
-def _condition(state: State, active: Generation | None) -> tuple[str, str | None, str]:
+def _condition(
+    state: State, active: Generation | None, shown: Sequence[Generation]
+) -> tuple[str, str | None, str]:
     """State, reason and detail; a master at rest without workers is degraded whoever did that."""
     at_rest = state.phase in (Phase.IDLE, Phase.DRAINING)
     foreign = None if active is None or not at_rest else active.foreign
@@ -87,7 +90,9 @@ def _condition(state: State, active: Generation | None) -> tuple[str, str | None
             "reload brings them back where the configuration is good"
         )
         return "degraded", "no_workers", detail
-    return public_state(state), _reason(state), state.detail
+    beside = [why_beside(one, active) for one in shown if one.bystander and one.alive]
+    detail = "; ".join(filter(None, (state.detail, *beside)))
+    return public_state(state), _reason(state), detail
 
 
 def _prospect(

@@ -55,6 +55,7 @@ class Generation:
     exit: ExitStatus | None = None  # of the master
     told_to_stop: bool = False  # by us: its exit is then no surprise
     quitting: bool = False  # told so by somebody else: it can never serve again
+    bystander: bool = False  # on no record, beside the active one: shown, and left alone
     ready: bool = False
     session: int = 0  # that its processes live in
     ended: dict[int, ExitStatus] = field(default_factory=dict)  # workers, while it starts

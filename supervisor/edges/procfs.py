@@ -86,6 +86,36 @@ def title(pid: int) -> bytes:
     return _read(f"/proc/{pid}/cmdline").rstrip(b"\0").replace(b"\0", b" ")
 
 
+def title_room(pid: int) -> int | None:
+    """Bytes that the title of `pid` has at most, with its end; None where that may not be seen.
+
+    Its arguments and its environment, which lie behind each other (proc(5), fields 48 to 51).
+    """
+    raw = _read(f"/proc/{pid}/stat")
+    fields = raw[raw.rfind(b")") + 2 :].split()
+    if len(fields) < 49:
+        return None
+    return int(fields[48]) - int(fields[45]) or None
+
+
+def umask(pid: int) -> int | None:
+    """The umask of `pid`; None when it is gone."""
+    status = _read(f"/proc/{pid}/status")
+    at = status.find(b"\nUmask:")
+    return None if at < 0 else int(status[at + 7 : status.index(b"\n", at + 1)], 8)
+
+
+def same_world(pid: int) -> bool:
+    """Whether `pid` sees the same processes and network as we do: it is in no other container."""
+    for kind in ("pid", "net"):
+        try:
+            if os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"):
+                return False
+        except OSError:
+            return False
+    return True
+
+
 def catches(pid: int, signal: Signals) -> bool:
     """Whether `pid` has a handler for `signal`: nginx's USR2 handler means that it may be sent."""
     return bool(_mask(pid, b"SigCgt:") >> (signal - 1) & 1)

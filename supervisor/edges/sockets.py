@@ -58,6 +58,10 @@ class HeldSockets:
             return False
         return (listen.kind, any_host, listen.port, listen.transport) in self.counts
 
+    def meets(self, listens: Iterable[Listen]) -> bool:
+        """One of `listens` could not be bound as long as these are open."""
+        return any(_conflict(held, listen) for held in self.counts for listen in listens)
+
 
 def held_by(pid: int) -> HeldSockets | None:
     """What process `pid` listens on; None where it is gone or may not be looked at."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import trio
 
 from supervisor.core.errors import SupervisorError
-from supervisor.edges import pidfile, procfs
+from supervisor.core.nginx_version import NginxBuild
+from supervisor.core.settings import NginxSettings
+from supervisor.edges import command_line, pidfile, procfs
 from supervisor.edges.capture import Capture
+from supervisor.edges.command_line import CommandLine
 from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.linux import UNKNOWN_EXIT
 from supervisor.edges.nginx_binary import version_of
@@ -76,35 +80,68 @@ def _orphans_of(known: KnownMaster) -> list[int]:
     return found
 
 
-async def adopt_by_pid_file(world: World, path: Path, facts: Facts | None) -> None:
-    """A master that nobody has on record: started by hand, or by a distribution's unit."""
-    process = open_claimed(world, path)
-    if process is not None:
-        await adopt_master(world, process, facts)
-
-
 async def adopt_master(world: World, process: Process, facts: Facts | None) -> None:
     """`process` is the active generation now; it is closed where it cannot be.
 
     Without `facts`, since its configuration is broken by now, it is taken for what ran last.
     """
-    if facts is not None:
-        program = facts.refresh(await _program_of(world, process.pid, facts))
-    elif world.last_program is not None:
-        told = await _unstored(world, process.pid, None)
-        program = replace(world.last_program, version=told.version, sha256=told.sha256, stored=None)
-    else:
+    if facts is None and world.last_program is None:
         process.close()
         return
+    await take_in(world, process, facts, good=True)
+
+
+async def take_in(world: World, process: Process, facts: Facts | None, *, good: bool) -> Generation:
+    """A master that nobody has on record is the active generation from now on.
+
+    `good`: it serves alone, and is what a rollback may return to. Its configuration is `facts`, or
+    where that is broken by now, what can be seen of it.
+    """
+    if facts is not None:
+        program = facts.refresh(await _program_of(world, process.pid, facts, good=good))
+    else:
+        told = await _unstored(world, process.pid, None)
+        like = world.last_program or replace(told, workers=_workers_of(process.pid))
+        program = replace(like, version=told.version, sha256=told.sha256, stored=None)
     generation = Generation(
         id=world.generations.reserve(), role=Role.ACTIVE, master=process, program=program,
         output=Capture.reattach(process.pid), ready=True,
     )  # fmt: skip
+    generation.look()
     world.join(generation)
     world.log.info("generation.adopted", generation=f"g{generation.id}", pid=process.pid)
+    return generation
 
 
-def open_claimed(world: World, path: Path) -> Process | None:
+def _workers_of(pid: int) -> int:
+    return len(procfs.brood_of(procfs.children(pid)).accepting) or 1
+
+
+async def take_in_orphans(
+    world: World, session: int, pids: Sequence[int], facts: Facts
+) -> Generation | None:
+    """Workers whose master died before anybody had it on record; None where they are gone by now.
+
+    A daemon's session has its master's number. They serve until another generation does.
+    """
+    stats = [stat for pid in pids if (stat := procfs.read_stat(pid)) is not None and stat.alive]
+    if not stats:
+        return None
+    program = facts.refresh(await _unstored(world, stats[0].pid, facts))
+    generation = Generation(
+        id=world.generations.reserve(), role=Role.RETIRING, program=program,
+        master=Process.gone(session, min(stat.start for stat in stats)),
+        output=Capture.reattach(stats[0].pid), exit=UNKNOWN_EXIT, ready=True, session=session,
+    )  # fmt: skip
+    generation.remember(stat.pid for stat in stats)
+    generation.look()
+    world.join(generation)
+    name = f"g{generation.id}"
+    world.log.warning("generation.orphans_adopted", generation=name, pids=list(pids))
+    return generation
+
+
+def open_claimed(world: World, path: Path, facts: Facts | None = None) -> Process | None:
     """The living master of this nginx that the pid file names and that is not ours yet."""
     claim = pidfile.read_claim(path)
     if claim.pid is None or any(one.master.pid == claim.pid for one in world.generations):
@@ -112,33 +149,68 @@ def open_claimed(world: World, path: Path) -> Process | None:
     process = Process.open(claim.pid)
     if process is None:
         return None
-    if not is_this_nginx(world, claim.pid):
+    if not is_this_nginx(world, claim.pid, None if facts is None else facts.build):
         process.close()
         world.log.warning("pid_file.foreign", path=str(path), pid=claim.pid)
         return None
     return process
 
 
-def is_this_nginx(world: World, pid: int) -> bool:
+def is_this_nginx(
+    world: World, pid: int, build: NginxBuild | None = None, *, sure: bool = False
+) -> bool:
     """Whether `pid` is a master that runs the configured binary with the configured configuration.
 
-    Its title has the arguments that it was started with. One without -c is told by its binary.
+    Its title has the arguments that it was started with. Where they do not tell (the title is cut,
+    or nobody knows what `build` reads without -c), the binary has to, unless one has to be `sure`.
     """
     if not procfs.is_master(pid) or not procfs.catches(pid, signal.SIGUSR2):
         return False
+    owner = procfs.identity(pid)
+    if owner is None or owner[0] != os.geteuid():
+        return False  # anybody can give a process this title, and we run its program to ask it
     nginx = world.settings.nginx
-    words = procfs.title(pid).decode(errors="surrogateescape").split()
-    given = dict(pairwise(words))
-    config = given.get("-c", "")
-    if config.startswith("/"):
-        # A title may be cut at its end: it has the room that arguments and environment had.
-        is_cut = words[-1] == config and nginx.config.startswith(config)
-        prefix = given.get("-p", nginx.prefix or "").rstrip("/")
-        return (config == nginx.config or is_cut) and prefix == (nginx.prefix or "").rstrip("/")
-    return pidfile.runs_binary(pid, [Path(nginx.binary)])
+    given = command_line.of_master(pid)
+    told = None if given is None else _is_configured(pid, given, nginx, build)
+    if told is None:
+        return not sure and pidfile.runs_binary(pid, [Path(nginx.binary)])
+    return told
 
 
-async def _program_of(world: World, pid: int, facts: Facts) -> Program:
+def _is_configured(
+    pid: int, given: CommandLine, nginx: NginxSettings, build: NginxBuild | None
+) -> bool | None:
+    """Whether its arguments name the configured files; None where they do not say."""
+    try:
+        prefix = None if given.prefix is None else command_line.resolved(pid, given.prefix)
+    except OSError:
+        return None
+    # What -p says is in the build's prefix already, where the settings give one.
+    compiled = None if build is None or nginx.prefix is not None else build.prefix
+    theirs, ours = prefix or compiled, nginx.prefix or compiled
+    config = given.config
+    if given.config_is_cut:
+        # What is there of it has to be the beginning.
+        return False if config and not _may_begin(nginx.config, config) else None
+    if config is None and build is not None and theirs is not None:
+        config = build.at_prefix(theirs).conf_path
+    if config is not None and theirs is not None:
+        config = os.path.join(theirs, config)
+    if config is None or not config.startswith("/"):
+        return None
+    same_prefix = theirs is None or ours is None or _same_path(theirs, ours)
+    return same_prefix and _same_path(config, nginx.config)
+
+
+def _may_begin(whole: str, beginning: str) -> bool:
+    return whole.startswith(beginning) or not beginning.startswith("/")
+
+
+def _same_path(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+async def _program_of(world: World, pid: int, facts: Facts, *, good: bool) -> Program:
     """What the master `pid` runs, in the store; a full disk never keeps it from being adopted."""
     path = world.settings.nginx.binary
     try:
@@ -147,7 +219,8 @@ async def _program_of(world: World, pid: int, facts: Facts) -> Program:
         )
         version = stored.version or await _version_of(world, pid, facts)
         await trio.to_thread.run_sync(world.store.set_version, stored.id, version)
-        await trio.to_thread.run_sync(world.store.mark_good, stored.id)
+        if good:
+            await trio.to_thread.run_sync(world.store.mark_good, stored.id)
     except SupervisorError as exc:
         world.log.warning("store.not_written", reason=exc.reason, detail=exc.detail)
         return await _unstored(world, pid, facts)

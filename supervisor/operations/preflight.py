@@ -28,6 +28,7 @@ from supervisor.operations.facts import (
 )
 from supervisor.operations.keeping import secure
 from supervisor.operations.pidfiles import restore_lost_pid_file
+from supervisor.operations.unrecorded import expect_no_bystander
 from supervisor.operations.world import UpgradeRun, World
 
 
@@ -41,6 +42,7 @@ async def prepare(world: World, command: commands.Command) -> Succeeded:
     assert run is not None
     if active is None:
         raise Refusal("not_running", "cannot upgrade: nginx does not run; nginxctl start")
+    expect_no_bystander(world)
     request = await _request(world, command, active)
     await restore_lost_pid_file(world, active)
     run.previous = await _secure_active(world, active)

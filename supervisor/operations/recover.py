@@ -23,8 +23,9 @@ from supervisor.edges.launch import find_leftovers
 from supervisor.edges.process import Process
 from supervisor.edges.pulse import Pulse
 from supervisor.edges.runtime_state import RuntimeState
-from supervisor.operations.adoption import adopt_by_pid_file, adopt_known, is_this_nginx
+from supervisor.operations.adoption import adopt_known, is_this_nginx
 from supervisor.operations.facts import Facts, read_facts, settings_argv
+from supervisor.operations.unrecorded import take_in_unrecorded
 from supervisor.operations.world import POLL, UpgradeRun, World
 
 LEFTOVER_LIMIT = 5.0
@@ -58,10 +59,11 @@ async def recover(world: World, runtime: RuntimeState, history: History) -> Succ
     known = await trio.to_thread.run_sync(runtime.load)
     for master in known.masters:
         adopt_known(world, master)
+    if known.note:
+        world.log.warning("recover.no_record", detail=known.note)
     if record is None:
         _settle_roles(world, history)
-    if world.active is None and facts is not None:
-        await adopt_by_pid_file(world, Path(facts.pid_path), facts)
+    await take_in_unrecorded(world, facts, record, usr2_sent=_usr2_was_sent(record))
     if record is not None:
         world.run = _run_of(world, record)
         await trio.to_thread.run_sync(_remove_staged, world)
@@ -156,9 +158,9 @@ def _run_of(world: World, record: Mapping[str, object]) -> UpgradeRun:
     phase = Phase(str(record["phase"]))
     candidate = world.candidate
     old = world.active
-    sent = placed = phase in _AFTER_USR2
-    if phase is Phase.ROLLING_BACK:  # its record tells what was done, others what was intended
-        sent = record.get("usr2_sent") is not False
+    sent = _usr2_was_sent(record)
+    placed = phase in _AFTER_USR2
+    if phase is Phase.ROLLING_BACK:
         placed = record.get("installed") is not False
     run = UpgradeRun(
         id=str(record["upgrade_id"]),
@@ -189,6 +191,16 @@ def _run_of(world: World, record: Mapping[str, object]) -> UpgradeRun:
         known = frozenset(old.workers)
         run.winch_workers = known if phase is Phase.SHIFTING else known - accepting
     return run
+
+
+def _usr2_was_sent(record: Mapping[str, object] | None) -> bool:
+    """The record of a rollback tells what was done, the others what was intended."""
+    if record is None:
+        return False
+    phase = Phase(str(record["phase"]))
+    if phase is Phase.ROLLING_BACK:
+        return record.get("usr2_sent") is not False
+    return phase in _AFTER_USR2
 
 
 def _remove_staged(world: World) -> None:
@@ -235,7 +247,9 @@ async def _adopted(world: World, record: Mapping[str, object] | None) -> Succeed
         active, candidate = candidate, None
     world.last_program = active.program
     world.pid_path = active.program.pid_path or world.pid_path
-    retiring = frozenset(one.id for one in world.generations if one.role is Role.RETIRING)
+    retiring = frozenset(
+        one.id for one in world.generations if one.role is Role.RETIRING and not one.bystander
+    )
     note = f"adopted nginx {active.program.version}, master {active.master.pid}"
     if record is None or world.run is None:
         return Succeeded(generation=active.id, retiring=retiring, note=note)

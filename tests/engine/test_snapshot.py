@@ -33,7 +33,7 @@ def generation(number: int, role: Role, *, accepting: int = 0, draining: int = 0
     master = SimpleNamespace(pid=NO_PID)
     return SimpleNamespace(
         id=number, role=role, program=PROGRAM, master=master, alive=True, brood=lambda: brood,
-        foreign=None,
+        foreign=None, bystander=False,
     )  # fmt: skip
 
 

@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 import trio
 
+from supervisor.core import commands
+from supervisor.core.errors import Refusal
 from supervisor.core.events import Succeeded
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Role
 from supervisor.edges.journal import History
 from supervisor.edges.runtime_state import KnownMaster, RuntimeState
-from supervisor.operations import ending, recover, shift
+from supervisor.operations import ending, pidfiles, preflight, recover, shift, start
+from supervisor.operations.world import UpgradeRun
 from tests.operations.lab import Lab, lab
 from tools.nginx_cache import Build
 
@@ -174,6 +177,50 @@ async def test_an_upgrade_that_a_dead_supervisor_left(
         assert active is not None
         assert active.master.pid == pid
         await made.assert_serves_alone(active)
+
+
+async def test_two_masters_that_no_record_explains(oldest: Build) -> None:
+    """One of them is active, the other is left alone and said; no upgrade begins."""
+    async with lab(oldest) as made:
+        first = await made.start()
+        second = await start.relaunch(made.world, first.program, [first])
+        await pidfiles.settle_pid_file(made.world, second)
+        _forget(made)
+        found = await _recover(made)
+        assert found is not None
+        assert not found.retiring
+        active = made.world.active
+        assert active is not None
+        assert active.master.pid == second.master.pid
+        (other,) = [one for one in made.world.generations if one is not active]
+        assert other.master.pid == first.master.pid
+        (said,) = [line for line in made.log if line["event"] == "generation.unexplained"]
+        assert said["pid"] == first.master.pid
+        made.world.run = UpgradeRun(id="u1")
+        with pytest.raises(Refusal) as caught:
+            await preflight.prepare(made.world, commands.Upgrade())
+        assert caught.value.reason == "foreign_upgrade"
+        assert f"kill -QUIT {first.master.pid}" in caught.value.detail
+        os.kill(first.master.pid, signal.SIGQUIT)
+        await made.until("it is forgotten", lambda: list(made.world.generations) == [active])
+        await made.until("the pid file, which it has deleted, is back", made.pid_path.exists)
+        await made.assert_serves_alone(active)
+
+
+@pytest.mark.parametrize("foreign", ["configuration", "network"])
+async def test_a_master_of_another_site_in_our_cgroup(oldest: Build, foreign: str) -> None:
+    """It runs the same file; what tells it apart is what it listens on, and where."""
+    async with lab(oldest) as made:
+        other = made.folder / "other.conf"
+        text = (made.folder / "nginx.conf").read_text()
+        other.write_text(text.replace(f":{made.port};", f":{made.world.listener.choose_port()};"))
+        config = other if foreign == "configuration" else made.folder / "nginx.conf"
+        argv = [str(made.binary), "-p", f"{made.folder}/", "-c", str(config)]
+        await trio.run_process(["unshare", "-n", *argv] if foreign == "network" else argv)
+        await made.until("it serves", lambda: len(made.processes()) == 1 + made.workers)
+        made.pid_path.unlink()
+        assert await _recover(made) is None
+        assert not list(made.world.generations)
 
 
 async def test_nothing_is_there(oldest: Build, tmp_path: Path) -> None:
