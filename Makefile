@@ -61,6 +61,7 @@ run: nginx
 
 bench: nginx
 	@$(PY) -m bench.upgrade_overhead
+	@$(PY) -m bench.crash_restart
 	@$(PY) -m bench.cli_startup --installed
 	@$(PY) -m bench.dependencies
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import stat
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -21,7 +22,13 @@ from supervisor.edges.launch import Launch
 from supervisor.edges.placing import sha256_of
 from supervisor.edges.store import Origin, StoredVersion
 from supervisor.operations.choice import fallback, known_on_disk, put_wanted_on_disk
-from supervisor.operations.facts import Facts, environment, facts_on_disk, settings_argv
+from supervisor.operations.facts import (
+    Facts,
+    environment,
+    facts_on_disk,
+    facts_unchanged,
+    settings_argv,
+)
 from supervisor.operations.foreign import take_in_foreign
 from supervisor.operations.listeners import for_successor
 from supervisor.operations.pidfiles import settle_pid_file
@@ -49,7 +56,9 @@ async def start(world: World, *, rescue: bool, cold: bool) -> Succeeded:
         # A private probe listener of an earlier life; its port may be somebody else's by now.
         await trio.to_thread.run_sync(world.listener.restore, None)
     before = world.last_program
-    note = await put_wanted_on_disk(world, rescue=rescue, cold=cold)
+    note = ""
+    if cold or rescue or not _ran_from_disk(world):
+        note = await put_wanted_on_disk(world, rescue=rescue, cold=cold)
     try:
         generation = await _start_from_disk(world, leaving)
     except SupervisorError as exc:
@@ -68,6 +77,15 @@ async def start(world: World, *, rescue: bool, cold: bool) -> Succeeded:
     return Succeeded(
         generation=generation.id, retiring=frozenset(one.id for one in leaving), note=note
     )
+
+
+def _ran_from_disk(world: World) -> bool:
+    """What ran last was started from the files that are on disk still: none need be read again."""
+    seen, last = facts_unchanged(world), world.last_program
+    started = None if seen is None else seen.program
+    if started is None or last is None or last.stored is None:
+        return False
+    return (started.stored, started.sha256) == (last.stored, last.sha256)
 
 
 async def _fall_back(
@@ -115,6 +133,7 @@ def _set_others_aside(world: World) -> list[Generation]:
 
 async def _start_from_disk(world: World, leaving: Sequence[Generation]) -> Generation:
     facts = await facts_on_disk(world)
+    seen = world.facts_seen
     if not facts.config.master_process:
         raise OperationFailed(
             "master_process_off",
@@ -125,7 +144,8 @@ async def _start_from_disk(world: World, leaving: Sequence[Generation]) -> Gener
     world.lock(facts.pid_path)
     # Of an old master that was killed beside its successor; its number may be given away again.
     await trio.to_thread.run_sync(pidfile.remove_stale, pidfile.oldbin_path(Path(facts.pid_path)))
-    program = facts.refresh(await _store_program(world, facts))
+    known = seen.program if seen is not None else None
+    program = facts.refresh(known or await _store_program(world, facts))
     listeners = for_successor(world, leaving, facts.config.listens)
     try:
         if not listeners:
@@ -139,6 +159,8 @@ async def _start_from_disk(world: World, leaving: Sequence[Generation]) -> Gener
     finally:
         for fd in listeners:
             os.close(fd)
+    if seen is not None and program.stored is not None:
+        world.facts_seen = replace(seen, program=program)
     await settle_pid_file(world, generation)
     if program.stored is not None:
         await _mark_good(world, program.stored)

@@ -140,6 +140,7 @@ class FactsSeen:
     asked: tuple[object, ...]  # how it was asked
     files: tuple[str, ...]  # its binary, its modules, its configuration with the folders of that
     signature: tuple[tuple[int, ...], ...]
+    program: Program | None = None  # what was started from these files
 
 
 @dataclass(slots=True, kw_only=True)
@@ -236,11 +237,11 @@ class World:
         stats = (procfs.read_stat(pid) for pid in like.workers)
         orphans = {stat.parent for stat in stats if stat is not None and stat.alive}
         parents = (self.reapers | orphans) - tracked
+        # Not all of /proc: a crash start waits for this, and there may be thousands of processes.
+        born = {pid for parent in parents for pid in procfs.children(parent)}
         strays = []
-        for name in os.listdir("/proc"):
-            if not name.isdigit() or int(name) in tracked:
-                continue
-            stat = procfs.read_stat(int(name))
+        for pid in sorted(born - tracked):
+            stat = procfs.read_stat(pid)
             if (
                 stat is not None
                 and stat.alive
