@@ -8,7 +8,7 @@ else was started there. Sources: cgroups(7), cgroup_namespaces(7), the kernel's 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _OUTSIDE = "/.."  # how a cgroup namespace shows a cgroup that is not below its root
@@ -24,6 +24,29 @@ def own_members(proc: Path = Path("/proc")) -> frozenset[int]:
     if folder is None:
         return frozenset()
     return frozenset(_pids(folder, deep=not _is_root(folder)))
+
+
+def bring_in(pids: Iterable[int], proc: Path = Path("/proc")) -> tuple[int, ...]:
+    """Move processes of another cgroup into the supervisor's; the pids that were moved.
+
+    A service manager ends what is left in a unit's cgroup once the unit's main process is gone. A
+    process that may not be moved stays where it is; so do all where the supervisor is in no cgroup
+    of its own. Blocks; raises nothing.
+    """
+    folder = _own_folder(proc)
+    if folder is None or _is_root(folder):
+        return ()
+    inside = own_members(proc)
+    moved = []
+    for pid in pids:
+        if pid in inside:
+            continue
+        try:
+            (folder / "cgroup.procs").write_text(f"{pid}\n")
+        except OSError:
+            continue  # gone, or not permitted
+        moved.append(pid)
+    return tuple(moved)
 
 
 def _own_folder(proc: Path) -> Path | None:

@@ -21,7 +21,7 @@ import trio
 from supervisor.core.errors import OperationFailed, Refusal
 from supervisor.core.events import Succeeded
 from supervisor.core.nginx_listen import AddressKind
-from supervisor.edges import procfs
+from supervisor.edges import cgroup, procfs
 from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.placing import sha256_of
 from supervisor.edges.sockets import held_by
@@ -149,6 +149,9 @@ async def _launch(world: World, old: Generation, facts: Facts) -> Generation:
 async def _end_master(world: World, old: Generation) -> None:
     """SIGKILL to the old master alone; workers that it forked in its last moment are known."""
     old.look()
+    moved = cgroup.bring_in(old.workers)
+    if moved:
+        world.log.info("take_over.moved", pids=list(moved), detail="out of another unit's cgroup")
     old.told_to_stop = True
     old.master.send(signal.SIGKILL)
     with trio.move_on_after(KILL_LIMIT):

@@ -87,3 +87,25 @@ def test_nothing_to_be_seen(tmp_path: Path, own: str) -> None:
     proc = host(tmp_path, own, V2.format(root="/", place=mount))
     assert cgroup.own_members(proc) == frozenset()
     assert cgroup.own_members(tmp_path / "no such folder") == frozenset()
+
+
+def test_processes_of_another_unit_are_brought_in(tmp_path: Path) -> None:
+    """The file stands for the kernel's: what is written to it is a pid that is to be moved."""
+    mount = group(tmp_path / "sys", 1, root=True)
+    unit = group(mount / "supervisor.service", 3)
+    proc = host(tmp_path, "0::/supervisor.service\n", V2.format(root="/", place=mount))
+    assert cgroup.bring_in([3], proc) == ()
+    assert (unit / "cgroup.procs").read_text() == "3\n"
+    assert cgroup.bring_in([3, 8], proc) == (8,)
+    assert (unit / "cgroup.procs").read_text() == "8\n"
+    (unit / "cgroup.procs").unlink()
+    (unit / "cgroup.procs").mkdir()
+    assert cgroup.bring_in([9], proc) == ()
+
+
+def test_nothing_is_brought_into_the_root(tmp_path: Path) -> None:
+    mount = group(tmp_path / "sys", 1, root=True)
+    proc = host(tmp_path, "0::/\n", V2.format(root="/", place=mount))
+    assert cgroup.bring_in([8], proc) == ()
+    assert (mount / "cgroup.procs").read_text() == "1\n"
+    assert cgroup.bring_in([8], tmp_path / "nowhere") == ()
