@@ -18,6 +18,7 @@ from supervisor.edges.config_file import load_settings
 from supervisor.edges.disk_binary import DiskBinaryCache
 from supervisor.edges.journal import History
 from supervisor.edges.log_tap import LogTap
+from supervisor.edges.upgradable import objection
 from supervisor.operations.adoption import open_claimed
 from supervisor.operations.facts import read_facts, settings_argv
 from supervisor.operations.world import World
@@ -191,6 +192,12 @@ class Backend:
             {"name": "advice", "ok": True, "reason": one.reason, "detail": one.detail}
             for one in await advice_on(self._world)
         ]
+        active = self._world.active
+        if active is not None and active.alive and self._engine.state.phase is Phase.IDLE:
+            refusal = objection(active.master.pid, Path(self._world.settings.nginx.binary))
+            if refusal is not None:
+                told = {"name": "advice", "reason": refusal.reason, "detail": refusal.detail}
+                findings.append({**told, "ok": True})
         return {"ok": all(one["ok"] for one in findings), "findings": findings}
 
     async def _check_own(self) -> dict[str, object]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 
 from supervisor.core.model import UPGRADING, Goal, Phase, State, public_state
 from supervisor.edges import procfs
 from supervisor.edges.disk_binary import DiskBinary
 from supervisor.edges.generation import Generation, Role
 from supervisor.edges.resources import resources_of
+from supervisor.edges.upgradable import objection
 from supervisor.operations.foreign import foreign_text
 from supervisor.operations.unrecorded import why_beside
 
@@ -48,7 +50,9 @@ def status(
         "reason": reason,
         "detail": "; ".join(filter(None, (detail, prospect))) or None,
         "upgrade": _upgrade(state, shown, upgrade),
-        "generations": [_generation(one) for one in shown],
+        "generations": [
+            {**_generation(one), "upgradable": _upgradable(state, one, disk.path)} for one in shown
+        ],
         "binary_on_disk": {
             "path": disk.path,
             "version": disk.version,
@@ -185,6 +189,19 @@ def _generation(one: Generation) -> dict[str, object]:
         "master_resources": resources_of(one.master.pid) if master_lives else None,
         "workers": [_worker(pid, brood) for pid in sorted(brood.workers)],
     }
+
+
+def _upgradable(state: State, one: Generation, binary: str) -> dict[str, object] | None:
+    """Whether the active master would take USR2 now; None where that is not the question."""
+    if state.phase is not Phase.IDLE or one.role is not Role.ACTIVE or not one.alive:
+        return None
+    if one.foreign is not None and one.foreign.alive:
+        text = foreign_text(one.master.pid, one.foreign.pid)
+        return {"ok": False, "reason": "foreign_upgrade", "detail": text}
+    refusal = objection(one.master.pid, Path(binary))
+    if refusal is None:
+        return {"ok": True, "reason": None, "detail": None}
+    return {"ok": False, "reason": refusal.reason, "detail": refusal.detail}
 
 
 def _worker(pid: int, brood: procfs.Brood) -> dict[str, object]:

@@ -191,6 +191,9 @@ def _generation(generation: Fields, successor: object) -> Iterator[str]:
             yield _row("", "it is gone; a rollback would start it afresh")
     elif not by_state:
         yield _row("", "no workers")
+    upgradable = _fields(generation.get("upgradable"))
+    if upgradable.get("ok") is False:
+        yield _row("", f"{text(upgradable.get('reason'))}: {text(upgradable.get('detail'))}")
 
 
 def history(found: Fields) -> Iterator[str]:

@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from signal import SIGUSR2
 from typing import TypeVar
 
 import trio
@@ -19,7 +18,7 @@ import trio
 from supervisor.core.errors import Refusal
 from supervisor.core.nginx_config import effective, parse_globals, under_prefix
 from supervisor.core.nginx_version import lost_modules
-from supervisor.edges import nginx_binary, pidfile, procfs, sockets
+from supervisor.edges import nginx_binary, pidfile, procfs, sockets, upgradable
 from supervisor.edges.preflight_draft import Check, Draft, NoChange
 from supervisor.edges.store import Origin
 from supervisor.edges.trust import trusted_path
@@ -52,25 +51,10 @@ async def no_oldbin_master(draft: Draft) -> None:
 
 
 async def usr2_would_be_accepted(draft: Draft) -> None:
-    """The master's handler is set, it runs, and its recorded parent is gone."""
+    """The master's handler is set, it runs, its recorded parent is gone, it executes our file."""
     pid = draft.active.master.pid
-    stat = procfs.read_stat(pid)
-    why = ""
-    if stat is None or not stat.alive:
-        why = "it is gone"
-    elif stat.stopped:
-        why = f"it is stopped by a signal or a debugger; kill -CONT {pid}"
-    elif not procfs.catches(pid, SIGUSR2):
-        why = "it has no handler for the signal yet; wait until it has started"
-    elif pid == 1:
-        why = "it is process 1 of its container; run it under the supervisor instead"
-    elif draft.active.launched_by == stat.parent:
-        why = (
-            f"the process {stat.parent} that started it still runs, and it ignores the signal"
-            " until then; adopt it with take-over, or restart nginx under the supervisor"
-        )
-    if why:
-        raise Refusal("usr2_would_be_refused", f"cannot upgrade: the master {pid}: {why}")
+    if refusal := upgradable.objection(pid, draft.installation.destination):
+        raise refusal
     if masters := procfs.brood_of(procfs.children(pid)).masters:
         raise Refusal(
             "foreign_upgrade",

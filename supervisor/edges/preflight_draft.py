@@ -48,7 +48,6 @@ class Active:
     version_id: str | None
     env: tuple[str, ...]  # the `env` directives that it read: what USR2 passes on
     build: NginxBuild | None = None  # asked from its own executable where it is not known
-    launched_by: int | None = None  # the parent that it recorded at its start, if known
 
 
 @dataclass(slots=True, kw_only=True)

@@ -16,11 +16,16 @@ from supervisor.edges import pidfile, procfs
 from supervisor.edges.generation import Generation, Role
 from supervisor.edges.process import Process
 from supervisor.edges.pulse import Pulse
+from supervisor.edges.upgradable import TAKE_OVER
 from supervisor.operations.foreign import expect_no_other_master
 from supervisor.operations.world import POLL, UpgradeRun, World
 
-USR2_LIMIT = 0.25
-"""Seconds after which a USR2 that was handled, without any effect, was ignored."""
+USR2_LIMIT = 0.2
+"""Seconds after which a USR2 that was handled, without any effect, was ignored.
+
+nginx renames its pid file as soon as it has left the handler. The refusal is to be known, with all
+that belongs to it, within 250 ms of the signal.
+"""
 
 USR2_PENDING_LIMIT = 5.0
 """Seconds for which a master may take no signal: it sleeps or works in the middle of a reload."""
@@ -110,8 +115,7 @@ async def _appearance(world: World, run: UpgradeRun, old: Generation, changed: i
     raise OperationFailed(
         "usr2_ignored",
         f"the old master {old.master.pid} did not react to USR2 within {USR2_LIMIT * 1000:.0f} ms;"
-        " it ignores the signal while the parent that started it lives; nginxctl restart starts it"
-        " so that it can be upgraded",
+        f" it ignores the signal while the parent that started it lives; {TAKE_OVER}",
     )
 
 

@@ -41,6 +41,7 @@ STATUS: Fields = {
                 {"pid": 102, "state": "accepting", "resources": None},
                 {"pid": 103, "state": "draining"},
             ],
+            "upgradable": {"ok": True, "reason": None, "detail": None},
         },
     ],
     "binary_on_disk": {

@@ -79,18 +79,65 @@ def test_a_foreground_nginx_cannot_be_upgraded_and_is_not_harmed(
         pid = by_hand(nginx)  # the cradle is its parent, and lives
         with Load(one.plan(**LIGHT)) as load:
             nginx.start()
+            told = nginx.status()["generations"][0]["upgradable"]
+            assert (told["ok"], told["reason"]) == (False, "usr2_would_be_refused")
+            assert f"its parent {nginx.cradle.pid} (" in told["detail"]
+            advice = [one["reason"] for one in nginx.ctl("check").last["findings"]]
+            assert "usr2_would_be_refused" in advice
             answer = nginx.ctl("upgrade", newest.path)
-            assert answer.code in (3, 4), answer
-            assert answer.reason in ("usr2_would_be_refused", "usr2_ignored")
-            assert "parent" in answer.last["detail"], answer
-            assert answer.last["phases"].get("spawning", 0) < 1
+            assert (answer.code, answer.reason) == (3, "usr2_would_be_refused"), answer
+            assert "nginxctl adopt --take-over" in answer.last["detail"]
             assert load.stop().failures == 0
         assert [seen.pid for seen in nginx.masters()] == [pid]
         checks.assert_settled(nginx, oldest, sha256(oldest.path))
         # It was not the binary's fault: a restart makes nginx ours, and then it is taken.
         assert nginx.ctl("restart").code == 0
+        assert nginx.status()["generations"][0]["upgradable"]["ok"] is True
         again = nginx.ctl("upgrade", newest.path)
         assert again.code == 0, again
+        checks.assert_settled(nginx, newest, sha256(newest.path))
+
+
+def test_a_refusal_that_shows_only_by_the_signal(oldest: Build, newest: Build) -> None:
+    """Its umask is a daemon's, and its parent has not forked it in its own session."""
+    with site.make(oldest, Options(daemon="off")) as one, supervised.on(one) as nginx:
+        script = one.folder / "start.sh"
+        script.write_text('#!/bin/sh\numask 0\n"$@" &\nwait\n')
+        script.chmod(0o755)
+        nginx.cradle.run([script, *one.argv], env={}, output=one.folder / "bare.log")
+        until("workers", lambda: len([s for s in nginx.nginx() if s.is_accepting]) == 2)
+        with Load(one.plan(**LIGHT)) as load:
+            nginx.start()
+            assert nginx.status()["generations"][0]["upgradable"]["ok"] is True
+            answer = nginx.ctl("upgrade", newest.path)
+            assert (answer.code, answer.reason) == (4, "usr2_ignored"), answer
+            assert "did not react to USR2" in answer.last["detail"]
+            assert "nginxctl adopt --take-over" in answer.last["detail"]
+            checks.assert_serves(nginx, oldest)
+            checks.assert_pid_file_right(nginx)
+            checks.assert_on_disk(nginx, sha256(oldest.path))
+            assert load.stop().failures == 0
+        assert nginx.ctl("adopt", "--take-over").code == 0
+        nginx.until_state("running")
+        assert nginx.ctl("upgrade", newest.path).code == 0
+        checks.assert_settled(nginx, newest, sha256(newest.path))
+
+
+def test_a_name_from_the_path_is_no_place_to_upgrade(oldest: Build, newest: Build) -> None:
+    """`nginx` in a shell: USR2 would execute that name in the current folder."""
+    with site.make(oldest, Options(daemon="on")) as one, supervised.on(one) as nginx:
+        shell = ["/bin/sh", "-c", 'cd /; nginx "$@"', "sh", *one.argv[1:]]
+        environment = {"PATH": str(one.binary.parent)}
+        nginx.cradle.run(shell, env=environment, output=one.folder / "bare.log")
+        until("workers", lambda: len([s for s in nginx.nginx() if s.is_accepting]) == 2)
+        nginx.start()
+        told = nginx.status()["generations"][0]["upgradable"]
+        answer = nginx.ctl("upgrade", newest.path)
+        assert (answer.code, answer.reason) == (3, "executes_another_file"), answer
+        assert told == {"ok": False, "reason": answer.reason, "detail": answer.last["detail"]}
+        assert nginx.ctl("adopt", "--take-over").code == 0
+        nginx.until_state("running")
+        assert nginx.ctl("upgrade", newest.path).code == 0
         checks.assert_settled(nginx, newest, sha256(newest.path))
 
 
@@ -108,7 +155,7 @@ def test_a_foreground_nginx_whose_parent_has_left(oldest: Build, newest: Build) 
         with Load(one.plan(**LIGHT)) as load:
             answer = nginx.ctl("upgrade", newest.path)
             assert (answer.code, answer.reason) == (4, "winch_ignored"), answer
-            assert "nginxctl restart" in answer.last["detail"]
+            assert "nginxctl adopt --take-over" in answer.last["detail"]
             checks.assert_rolled_back(nginx, oldest, sha256(oldest.path))
             assert load.stop().failures == 0
         assert nginx.ctl("restart").code == 0

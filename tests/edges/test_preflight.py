@@ -293,17 +293,6 @@ async def test_an_old_master_that_was_left(
     assert isinstance(await ask(nginx, store, Request(binary=offered)), Plan)
 
 
-async def test_usr2_that_would_be_refused(
-    nginx: RunningNginx, store: VersionStore, offered: Path
-) -> None:
-    stat = preflight_checks.procfs.read_stat(nginx.identity.pid)
-    assert stat is not None
-    who = replace(active(nginx), launched_by=stat.parent)
-    refusal = await refused(nginx, store, Request(binary=offered), who)
-    assert refusal.reason == "usr2_would_be_refused"
-    assert str(stat.parent) in refusal.detail
-
-
 async def test_usr2_to_processes_that_cannot_take_it(
     nginx: RunningNginx, store: VersionStore, offered: Path
 ) -> None:
