@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 INTERFACE = "org.nginxsupervisor.Control"
 SERVICE_INTERFACE = "org.varlink.service"
 DEFAULT_SOCKET = "/run/nginx-supervisor/control.sock"
-REQUEST_LIMIT = 1 << 20
+REQUEST_LIMIT = 1 << 16
 REPLY_LIMIT = 1 << 26
 
 SUN_PATH_MAX = 107

@@ -5,6 +5,7 @@ from __future__ import annotations
 # The C module alone: `socket` brings in enum and selectors, and takes longer than all the rest.
 import _socket
 import os
+import sys
 import time
 
 from supervisor import wire
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 _CHUNK = 1 << 16
+_QUEUE_WAIT = 10.0  # seconds for a place where many others connect, too
 _DYING = 0.3  # seconds that a process may take from one close to the last
 _LONGEST_WAIT = 86400.0  # poll(2) counts milliseconds in an int, which ends after 24 days
 
@@ -56,8 +58,7 @@ class Connection:
         self._decoder = wire.Decoder(wire.REPLY_LIMIT)
         self._socket = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
         try:
-            self._socket.settimeout(self._remaining())
-            self._socket.connect(path)
+            self._connect(path)
         except TimeoutError as exc:
             self._socket.close()
             cause = f"gave up after {timeout:g} s, before the supervisor was asked for anything"
@@ -65,6 +66,20 @@ class Connection:
         except (OSError, ValueError) as exc:
             self._socket.close()
             raise _unreachable(path, exc) from exc
+
+    def _connect(self, path: str) -> None:
+        """Connect, after waiting for a place in the queue of those that are not accepted yet.
+
+        Only a blocking connect(2) waits for that, in the order of arrival (unix_wait_for_peer in
+        net/unix/af_unix.c); its limit is SO_SNDTIMEO, and it then fails with EAGAIN.
+        """
+        remaining = self._remaining()
+        wait = _QUEUE_WAIT if remaining is None else min(remaining, _QUEUE_WAIT)
+        parts = int(wait), min(int(wait % 1 * 1e6) + 1, 999_999)  # 0 would be for ever
+        word = 8 if sys.maxsize > 1 << 32 else 4  # struct timeval: two of type long
+        limit = b"".join(part.to_bytes(word, sys.byteorder) for part in parts)
+        self._socket.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, limit)
+        self._socket.connect(path)
 
     def __enter__(self) -> Connection:
         return self

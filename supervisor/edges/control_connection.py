@@ -25,6 +25,7 @@ from supervisor.varlink import Check, Mismatch
 
 _log = structlog.get_logger()
 _CHUNK = 1 << 16
+_LISTS = trio.CapacityLimiter(2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,11 +92,20 @@ class Exchange:
         if not self.call.oneway and (self.call.more or not continues):
             await self._connection.send(wire.encode_reply(parameters, continues=continues))
 
-    async def reply_rows(self, name: str, rows: Sequence[Mapping[str, object]]) -> None:
-        """Send one reply with nothing but a list, which may be long: others go on meanwhile."""
-        if self._check is not None:
-            self._insist(await trio.to_thread.run_sync(self._check, {name: rows}, ""))
-        message = await trio.to_thread.run_sync(wire.encode_rows, name, rows)
+    async def reply_rows(
+        self, name: str, rows_of: Callable[[], Awaitable[Sequence[Mapping[str, object]]]]
+    ) -> None:
+        """Send one reply with nothing but a list, which may be long: others go on meanwhile.
+
+        A few such lists are made at a time, however many clients ask: as objects they take several
+        times the memory that they take as text.
+        """
+        async with _LISTS:
+            rows = await rows_of()
+            if self._check is not None:
+                self._insist(await trio.to_thread.run_sync(self._check, {name: rows}, ""))
+            message = await trio.to_thread.run_sync(wire.encode_rows, name, rows)
+            del rows
         if not self.call.oneway:
             await self._connection.send(message)
 

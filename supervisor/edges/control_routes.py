@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Protocol
 
 import trio
@@ -163,7 +164,7 @@ async def _history(backend: ControlBackend, exchange: Exchange, given: Fields) -
     limit = given.get("limit")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         invalid_parameter("limit")
-    await exchange.reply_rows("entries", await backend.history(limit))
+    await exchange.reply_rows("entries", partial(backend.history, limit))
 
 
 async def _versions(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:

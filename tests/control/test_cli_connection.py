@@ -217,10 +217,30 @@ async def test_a_supervisor_that_hangs_with_a_full_queue(folder: Path) -> None:
         hanging.bind(path)
         hanging.listen(0)
         first.connect(path)
-        for words in (["upgrade", "--timeout", "1"], ["--json", "status"]):
+        for words in (["upgrade", "--timeout", "1"], ["--json", "upgrade", "--timeout", "0.2"]):
             result = await nginxctl("--socket", path, *words)
             assert (result.code, result.out) == (5, "")
             assert "it does not take connections" in result.err
+
+
+@pytest.mark.parametrize("timeout", [None, PATIENCE])
+def test_a_place_in_a_full_queue_is_waited_for(folder: Path, timeout: float | None) -> None:
+    """Else whoever connects often enough keeps everybody out."""
+    from supervisor.cli.connection import Connection
+
+    path = str(folder / "s")
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as first:
+        busy.bind(path)
+        busy.listen(0)
+        first.connect(path)
+        timer = threading.Timer(0.1, lambda: busy.accept()[0].close())
+        timer.start()
+        with Connection(path, timeout=timeout) as waited:
+            accepted, _ = busy.accept()
+            with accepted:
+                accepted.sendall(b"here\0")
+                assert waited.receive() == b"here"
+        timer.join()
 
 
 async def test_a_call_too_large_for_the_supervisor(control: str, backend: FakeBackend) -> None:

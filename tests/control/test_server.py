@@ -105,7 +105,7 @@ async def test_a_call_larger_than_the_limit(control: str) -> None:
         reply = await receive(stream)
         assert reply is not None
         assert reply.error == f"{wire.INTERFACE}.BadMessage"
-        assert "1048576 bytes" in str(reply.parameters["detail"])
+        assert "65536 bytes" in str(reply.parameters["detail"])
     await assert_serves(control)
 
 
