@@ -11,7 +11,7 @@ import trio
 
 from supervisor import snapshot
 from supervisor.advice import advice_on
-from supervisor.core.commands import Adopt, Command, Restart
+from supervisor.core.commands import Adopt, Command, Restart, SelfUpgrade
 from supervisor.core.errors import OperationFailed, Refusal, SupervisorError
 from supervisor.core.model import Phase
 from supervisor.edges.config_file import load_settings
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from supervisor.effects import NginxEffects
     from supervisor.engine import Engine
     from supervisor.evidence import Evidence
+    from supervisor.succession import Succession
 
 
 _AT_REST_WITHOUT_NGINX = (Phase.BACKOFF, Phase.STOPPED, Phase.DEGRADED)
@@ -47,7 +48,12 @@ class Backend:
         evidence: Evidence,
         history: History,
         tap: LogTap,
+        succession: Succession | None = None,
+        started: str | None = None,
     ) -> None:
+        self.succession = succession
+        self.started = started
+        self.replaced: str | None = None
         self._config = config
         self._world = world
         self._engine = engine
@@ -73,6 +79,8 @@ class Backend:
             drain_left=max(
                 0.0, self._world.settings.upgrade.drain_timeout - self._engine.elapsed()[1]
             ),
+            started=self.started,
+            replaced=self.replaced,
         )
 
     def _running_upgrade(self) -> dict[str, object]:
@@ -87,10 +95,15 @@ class Backend:
 
     @asynccontextmanager
     async def submit(
-        self, command: Command, peer: Peer
+        self, command: Command | SelfUpgrade, peer: Peer
     ) -> AsyncIterator[trio.MemoryReceiveChannel[Reply]]:
         """See ControlBackend."""
         del peer  # every caller that gets here may do everything
+        if isinstance(command, SelfUpgrade):
+            assert self.succession is not None
+            async with self.succession.submit(command) as replies:
+                yield replies
+            return
         objection = await self._objection(command)
         if objection is None and isinstance(command, Adopt) and command.take_over:
             # What nobody has adopted yet is adopted first.
@@ -117,6 +130,12 @@ class Backend:
         if last.get("verdict") == "done":
             return None
         return OperationFailed(str(last.get("reason")), str(last.get("detail")))
+
+    def resume(
+        self, number: int | None, undelivered: Sequence[Mapping[str, object]]
+    ) -> AbstractAsyncContextManager[trio.MemoryReceiveChannel[Reply]]:
+        """See ControlBackend."""
+        return self._engine.waiters.resume(number, undelivered)
 
     async def _objection(self, command: Command) -> SupervisorError | None:
         """Why the command would do harm, or nothing; the machine knows only processes of ours."""
@@ -217,12 +236,12 @@ class Backend:
         return _finding("nginx configuration", None)
 
     def log_events(
-        self,
+        self, *, new: bool = False
     ) -> AbstractAsyncContextManager[
         tuple[Sequence[Mapping[str, object]], trio.MemoryReceiveChannel[dict[str, object]]]
     ]:
         """See ControlBackend."""
-        return self._tap.follow()
+        return self._tap.follow(new=new)
 
 
 def _finding(name: str, problem: SupervisorError | None) -> dict[str, object]:

@@ -17,7 +17,6 @@ import trio
 from structlog.typing import FilteringBoundLogger
 
 from supervisor.backend import Backend
-from supervisor.core.actions import Operation, Run
 from supervisor.core.commands import Reload, Reopen
 from supervisor.core.errors import ConfigError, SupervisorError
 from supervisor.core.events import TerminateRequested
@@ -27,24 +26,31 @@ from supervisor.edges import linux
 from supervisor.edges.config_file import load_settings
 from supervisor.edges.control import serve_control
 from supervisor.edges.control_gate import Gate, notes_on
+from supervisor.edges.control_handover import Door
 from supervisor.edges.files import private_folder
 from supervisor.edges.generation import Generation
+from supervisor.edges.handover import HANDLED, HandOver, Parcel, let_signals_come, receive
 from supervisor.edges.held import HeldListeners
 from supervisor.edges.journal import History, Journal
 from supervisor.edges.lock import SupervisorLock
 from supervisor.edges.log_tap import LogTap
 from supervisor.edges.logs import configure_logs
 from supervisor.edges.notify import Notifier
+from supervisor.edges.own_program import OwnProgram
 from supervisor.edges.probe_listener import ProbeListener
 from supervisor.edges.probes import Prober
 from supervisor.edges.runtime_state import RuntimeState
+from supervisor.edges.signals import SignalInbox
 from supervisor.edges.store import VersionStore
 from supervisor.effects import NginxEffects
 from supervisor.engine import Engine
 from supervisor.evidence import Evidence
+from supervisor.inheritance import Estate, register, take_over
 from supervisor.operations.world import Generations, World
 from supervisor.reconfigure import reconfigure, restart_policy_of, rules_of
 from supervisor.snapshot import version
+from supervisor.succession import Succession
+from supervisor.verdicts import utc_now
 from supervisor.watch import watch
 
 DESCRIPTION = """\
@@ -57,6 +63,7 @@ signals to `run`:
   SIGKILL          nginx serves on; the next supervisor adopts it
   SIGHUP           read the configuration again
   SIGUSR1          have nginx reopen its log files
+  SIGUSR2          replace the supervisor by what is on disk now (as `nginxctl self-upgrade`)
 
 exit codes:
   0  `run`: told to end, and nginx is stopped; `check`: the configuration is good
@@ -99,12 +106,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             for note in (*missing_folders(settings), *notes_on(settings.control)):
                 print(f"nginx-supervisor: {note}", file=sys.stderr)
             return 0
+        hand_over = receive()
         tap = LogTap()
         configure_logs(settings.log, extra=(tap,))
         linux.become_subreaper()
         # A thread that writes must not keep the engine from a signal for 5 ms (the default).
         sys.setswitchinterval(SWITCH_INTERVAL)
-        return trio.run(_run_alone, given.config, settings, tap)
+        return trio.run(_run_alone, given.config, settings, tap, hand_over)
     except ConfigError as exc:
         print(f"nginx-supervisor: {exc.detail}", file=sys.stderr)
         return EXIT_CONFIG
@@ -127,10 +135,10 @@ def missing_folders(settings: Settings) -> list[str]:
     ]
 
 
-async def _run_alone(config: Path, settings: Settings, tap: LogTap) -> int:
+async def _run_alone(config: Path, settings: Settings, tap: LogTap, hand_over: HandOver) -> int:
     """`run`; an error that was raised on purpose comes out of its nurseries as itself."""
     try:
-        return await run(config, settings, tap)
+        return await run(config, settings, tap, hand_over)
     except BaseExceptionGroup as group:
         raise _cause(group) from group
 
@@ -147,15 +155,22 @@ def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
 class Locks:
     """The lock on the nginx that is supervised; it moves when the pid file does."""
 
-    def __init__(self) -> None:
+    def __init__(self, hand_over: HandOver) -> None:
         self._held: dict[Path, SupervisorLock] = {}
+        handed = hand_over.take("locks")
+        self._handed = () if handed is None else handed.fds  # held until the end, as the others
+        hand_over.register("locks", self._give)
 
     def take(self, pid_path: str) -> None:
         """Lock the nginx with this pid file. Raises Refusal `already_supervised`."""
         lock = SupervisorLock(Path(pid_path))
         if lock.path not in self._held:
-            lock.acquire()
+            if not lock.inherit(self._handed):
+                lock.acquire()
             self._held[lock.path] = lock
+
+    def _give(self) -> Parcel:
+        return Parcel(fds=tuple(one.fd for one in self._held.values() if one.fd is not None))
 
     def release(self) -> None:
         """Give all locks up."""
@@ -175,22 +190,28 @@ class Parts:
     backend: Backend
     notifier: Notifier
     gate: Gate
+    estate: Estate
 
 
-async def run(config: Path, settings: Settings, tap: LogTap) -> int:
+async def run(config: Path, settings: Settings, tap: LogTap, hand_over: HandOver) -> int:
     """Own nginx until told to end; returns the exit code."""
     log: FilteringBoundLogger = structlog.get_logger()
-    locks = Locks()
+    locks = Locks(hand_over)
     try:
         async with trio.open_nursery() as nursery:
-            parts = build(config, settings, tap, log, locks, nursery)
-            await nursery.start(serve_signals, config, parts)
+            parts = build(config, settings, tap, log, locks, nursery, hand_over)
+            await nursery.start(serve_signals, config, parts, hand_over)
+            first = take_over(hand_over, parts.estate)
+            register(hand_over, parts.estate)
             await nursery.start(_serve_control, settings.control, parts)
             nursery.start_soon(parts.gate.take, settings.control)
             await nursery.start(parts.prober.run)
             nursery.start_soon(parts.effects.keep_record)
-            log.info("supervisor.started", pid=os.getpid(), version=version(), config=str(config))
-            code = await parts.engine.run(Run(operation=Operation.RECOVER))
+            if parts.backend.replaced is None:
+                log.info(
+                    "supervisor.started", pid=os.getpid(), version=version(), config=str(config)
+                )
+            code = await parts.engine.run(*first)
             parts.notifier.stopping()
             await parts.engine.wait_told(LAST_WORDS)
             log.info("supervisor.exiting", code=code)
@@ -207,8 +228,9 @@ async def _serve_control(
     task_status: trio.TaskStatus[str],
 ) -> None:
     await serve_control(
-        control, parts.backend, gate=parts.gate, version=version(), task_status=task_status
-    )
+        control, parts.backend, gate=parts.gate, version=version(), door=parts.estate.door,
+        task_status=task_status,
+    )  # fmt: skip
 
 
 def build(
@@ -218,12 +240,14 @@ def build(
     log: FilteringBoundLogger,
     locks: Locks,
     nursery: trio.Nursery,
+    hand_over: HandOver,
 ) -> Parts:
     """All the parts, connected. Raises SupervisorError where the state directory is unusable."""
     directory = Path(settings.state.directory)
     private_folder(directory, uid=os.getuid())
     history, runtime = History(directory), RuntimeState(directory)
     notifier = Notifier.from_environment()
+    program = OwnProgram.of_this_process(config)
 
     def watch_generation(generation: Generation) -> None:
         nursery.start_soon(watch, world, generation, evidence.see, engine.post)
@@ -267,11 +291,21 @@ def build(
     )
     backend = Backend(
         config=config, world=world, engine=engine, effects=effects, evidence=evidence,
-        history=history, tap=tap,
+        history=history, tap=tap, started=utc_now(),
+    )  # fmt: skip
+    door = Door(hand_over, engine.waiters.number_of)
+    backend.succession = succession = Succession(
+        hand_over=hand_over, program=program, version=version(), engine=engine, world=world,
+        door=door, notifier=notifier, nursery=nursery,
+    )  # fmt: skip
+    estate = Estate(
+        world=world, engine=engine, evidence=evidence, effects=effects, backend=backend, tap=tap,
+        door=door, succession=succession, version=version(), background=nursery.start_soon,
     )  # fmt: skip
     return Parts(
         world=world, engine=engine, effects=effects, evidence=evidence, prober=prober,
         backend=backend, notifier=notifier, gate=Gate(settings.control, own_uid=os.getuid()),
+        estate=estate,
     )  # fmt: skip
 
 
@@ -296,19 +330,28 @@ def runtime_first_id(runtime: RuntimeState) -> int:
 
 
 async def serve_signals(
-    config: Path, parts: Parts, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    config: Path,
+    parts: Parts,
+    hand_over: HandOver,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Turn signals into what they ask for.
 
     SIGTERM and SIGINT stop nginx and end the supervisor, SIGUSR1 reopens nginx's logs, SIGHUP
-    reads the supervisor's own configuration again, SIGCHLD sweeps orphans.
+    reads the supervisor's own configuration again, SIGUSR2 replaces the supervisor by what is on
+    disk, SIGCHLD sweeps orphans.
     """
-    wanted = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGCHLD)
-    with trio.open_signal_receiver(*wanted) as signals:
+    with SignalInbox(HANDLED) as signals:
+        hand_over.unheard = lambda: signals.unheard
+        let_signals_come()
         task_status.started()
-        async for number in signals:
+        while True:
+            number = await signals.next()
             if number == signal.SIGCHLD:
                 parts.world.reap_strays()
+            elif number == signal.SIGUSR2:
+                parts.estate.succession.request()
             elif number == signal.SIGHUP:
                 await reconfigure(config, parts.world, parts.evidence, parts.prober, parts.gate)
             elif number == signal.SIGUSR1:

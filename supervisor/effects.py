@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import assert_never
+from typing import Any, assert_never
 
 import trio
 
@@ -58,6 +58,7 @@ class NginxEffects:
         self._told: tuple[object, ...] = ()
         self.starts = 0
         self._drains: dict[int, float] = {}  # until when each retiring generation may take
+        self._drain_left: dict[int, float] = {}  # what a predecessor has left of that
         self._masters_changed = trio.Event()
         world.remember = self._remember_masters
         self._cold = True  # the next start is no restart after a crash
@@ -194,7 +195,7 @@ class NginxEffects:
             return
         settings = self._world.settings
         deadlines = ending.Deadlines(
-            quit=settings.upgrade.drain_timeout,
+            quit=self._drain_left.pop(generation, settings.upgrade.drain_timeout),
             term=settings.stop.term_timeout,
             kill=settings.stop.kill_timeout,
         )
@@ -277,6 +278,31 @@ class NginxEffects:
             told["detail"] = f"{told['detail']}; they are ended in {left:.0f} s at the latest"
         await self._verdicts.pronounce(told, run)
         return told
+
+    # --- over the replacement of the supervisor -----------------------------------------------
+
+    def to_data(self) -> dict[str, object]:
+        """What `from_data` needs in another process."""
+        now = trio.current_time()
+        return {
+            "starts": self.starts,
+            "told_ready": self._told_ready,
+            "cold": self._cold,
+            "drains": [[generation, end - now] for generation, end in self._drains.items()],
+        }
+
+    def from_data(self, data: Mapping[str, Any], *, age: float) -> None:
+        """Go on from what another one knew `age` seconds ago, and tell the service manager.
+
+        Raises KeyError, TypeError or ValueError where `data` is no such thing.
+        """
+        left = {int(one): max(0.0, float(left) - age) for one, left in data["drains"]}
+        self.starts, self._cold = int(data["starts"]), bool(data["cold"])
+        self._told_ready = bool(data["told_ready"])
+        self._drain_left, self._looked = left, True
+        if self._told_ready:
+            self._notifier.ready("the supervisor was replaced")
+        self._remember_masters()
 
     # --- telling ----------------------------------------------------------------------------
 

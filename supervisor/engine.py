@@ -9,10 +9,10 @@ are fsynced, so that a power cut cannot take them either, is in docs/adr/0005.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -20,6 +20,7 @@ from supervisor.core import actions, commands, events
 from supervisor.core.errors import Refusal, SupervisorError
 from supervisor.core.machine import step
 from supervisor.core.model import UPGRADING, Phase, State, Timer, Verdict
+from supervisor.core.succession import state_from_data, state_to_data
 from supervisor.waiters import OF_NO_UPGRADE, Reply, Waiters
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 class _Posted:
     """An event, with the number of the phase or of the operation that it belongs to."""
 
-    event: events.Event
+    event: events.Event | None  # None: look whether anything else is to be done
     phase: int | None = None
     operation: int | None = None
 
@@ -64,6 +65,8 @@ class Engine:
         self._operation: trio.CancelScope | None = None
         self._operation_over: trio.Event | None = None
         self._timers: list[trio.CancelScope] = []
+        self._armed: dict[Timer, float] = {}  # until when
+        self._interlude: Callable[[], Awaitable[bool]] | None = None
         self._next_start: float | None = None
         self._waiters = Waiters()
         self._phase_since = clock()
@@ -98,6 +101,58 @@ class Engine:
         """Return when every caller has taken its last reply; at most after `seconds`."""
         await self._waiters.wait_told(seconds)
 
+    @property
+    def waiters(self) -> Waiters:
+        """Who waits for what; for what is answered beside the machine."""
+        return self._waiters
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing is under way: no event waits, no operation runs, nobody is being answered."""
+        over = self._operation_over is None or self._operation_over.is_set()
+        waits = self._send.statistics().current_buffer_used
+        return over and not waits and not self.state.reloading and self.exit_code is None
+
+    def when_quiet(self, interlude: Callable[[], Awaitable[bool]]) -> None:
+        """Have `interlude` run in the engine's own task as soon as nothing is under way.
+
+        It is asked again, after the next event, until it returns True. No event is handled
+        meanwhile; those that come wait.
+        """
+        self._interlude = interlude
+        self._send.send_nowait(_Posted(None))
+
+    def to_data(self) -> dict[str, object]:
+        """What `from_data` needs in another process to go on from here; to be asked when quiet."""
+        now = self._clock()
+        return {
+            "state": state_to_data(self.state, at=now),
+            "timers": {timer.value: at - now for timer, at in self._armed.items()},
+            "phase_times": self.phase_times,
+            "phase_for": now - self._phase_since,
+            "waiters": self._waiters.to_data(at=now),
+        }
+
+    def from_data(self, data: Mapping[str, Any], *, at: float) -> tuple[actions.Action, ...]:
+        """Go on from what another engine wrote at `at`; what to begin `run` with.
+
+        Raises KeyError, TypeError or ValueError where `data` is no such thing.
+        """
+        state = state_from_data(
+            data["state"], rules=self.state.rules, restarts=self.state.restarts, at=at
+        )
+        left = {Timer(name): at + left for name, left in data["timers"].items()}
+        phase_times = {str(name): float(spent) for name, spent in data["phase_times"].items()}
+        since = at - data["phase_for"]
+        self._waiters.from_data(data["waiters"], at=at)
+        self.state, self.phase_times, self._phase_since = state, phase_times, since
+        now = self._clock()
+        timers = tuple(
+            actions.Arm(timer=timer, seconds=max(0.0, end - now)) for timer, end in left.items()
+        )
+        retire = tuple(actions.Retire(generation=one) for one in sorted(state.retiring))
+        return (*timers, *retire)
+
     def elapsed(self) -> tuple[float, float]:
         """Seconds of the running upgrade so far, and of the phase that it is in."""
         phase = self._clock() - self._phase_since
@@ -111,8 +166,7 @@ class Engine:
 
     async def run(
         self,
-        first: actions.Action,
-        *,
+        *first: actions.Action,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> int:
         """Work until the machine says exit; returns the exit code.
@@ -123,7 +177,8 @@ class Engine:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 task_status.started()
-                await self._carry_out(first)
+                for action in first:
+                    await self._carry_out(action)
                 code = await self._listen()
                 nursery.cancel_scope.cancel()
         finally:
@@ -132,7 +187,11 @@ class Engine:
 
     async def _listen(self) -> int:
         while self.exit_code is None:
+            if self._interlude is not None and self.quiet and await self._interlude():
+                self._interlude = None
             posted = await self._receive.receive()
+            if posted.event is None:
+                continue
             if posted.phase not in (None, self._phase_number):
                 continue
             if posted.operation not in (None, self._operation_number):
@@ -180,6 +239,7 @@ class Engine:
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()
+        self._armed.clear()
         self._next_start = None
         await self._end_operation()
 
@@ -258,6 +318,7 @@ class Engine:
                     self._next_start = self._clock() + seconds
                 scope = trio.CancelScope()
                 self._timers.append(scope)
+                self._armed[timer] = self._clock() + seconds
                 nursery.start_soon(self._wait_timer, timer, seconds, scope, self._phase_number)
             case actions.BeginUpgrade(request):
                 self._begin(request)
@@ -314,6 +375,7 @@ class Engine:
     ) -> None:
         with scope:
             await trio.sleep(seconds)
+            self._armed.pop(timer, None)
             self._send.send_nowait(_Posted(events.TimerFired(timer), phase=phase))
 
     async def _reload(self, request: int) -> None:

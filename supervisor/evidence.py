@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -79,6 +79,7 @@ class Evidence:
         self._detail: dict[str, str] = {}
         self._generation: dict[str, int | None] = {}
         self._heard_at: dict[str, float] = {}
+        self._memory: tuple[Mapping[str, Any], float] | None = None  # of a predecessor's judge
         self._forget()
 
     # --- aiming -----------------------------------------------------------------------------
@@ -279,6 +280,9 @@ class Evidence:
         judge = Judge(
             candidate=candidate.id, criteria=criteria, expected_workers=candidate.program.workers
         )
+        if self._memory is not None:
+            memory, at = self._memory
+            judge.recall(memory, at=at)
         judge.census(candidate.look().accepting, at=trio.current_time())
         return judge
 
@@ -429,6 +433,52 @@ class Evidence:
         if self._watch is Watch.CANARY and judge.healthy and not self._told_healthy:
             self._told_healthy = True
             self._post(CandidateHealthy())
+
+    # --- over the replacement of the supervisor -----------------------------------------------
+
+    def to_data(self) -> dict[str, object]:
+        """What `from_data` needs in another process; times as seconds before now."""
+        now = trio.current_time()
+        return {
+            "watch": self._watch.value,
+            "up_before": sorted(self._up_before),
+            "lacking": self.lacking,
+            "not_observed": self.not_observed,
+            "told_healthy": self._told_healthy,
+            "told_trigger": self._told_trigger,
+            "judge": None if self._judge is None else self._judge.memory(at=now),
+            "probes": {
+                name: {
+                    "health": [health.state.value, health.passes, health.failures],
+                    "since": self._since[name],
+                    "detail": self._detail[name],
+                    "generation": self._generation[name],
+                }
+                for name, health in self._health.items()
+            },
+        }
+
+    def from_data(self, data: Mapping[str, Any], *, at: float) -> None:
+        """Go on from what another one saw until `at`: aim the probes as they were, keep the rows.
+
+        Probes that were not configured then begin anew. Raises KeyError, TypeError or ValueError
+        where `data` is no such thing.
+        """
+        watch = Watch(data["watch"])
+        for name in self._probes.keys() & data["probes"].keys():
+            seen = data["probes"][name]
+            state, passes, failures = seen["health"]
+            self._health[name] = Health(state=HealthState(state), passes=passes, failures=failures)
+            self._since[name], self._detail[name] = seen["since"], seen["detail"]
+            self._generation[name] = seen["generation"]
+        self._up_before = frozenset(data["up_before"]) & self._probes.keys()
+        self._memory = None if data["judge"] is None else (data["judge"], at)
+        try:
+            self.aim(watch)
+        finally:
+            self._memory = None
+        self.lacking, self.not_observed = data["lacking"], data["not_observed"]
+        self._told_healthy, self._told_trigger = data["told_healthy"], data["told_trigger"]
 
     # --- telling ----------------------------------------------------------------------------
 

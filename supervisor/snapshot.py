@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def status(
     upgrade: Mapping[str, object],
     next_start: float | None,
     drain_left: float | None = None,
+    started: str | None = None,
+    replaced: str | None = None,
 ) -> dict[str, object]:
     """The reply of Status: the active generation first, orphans of a dead master as retiring.
 
@@ -68,11 +71,14 @@ def status(
         "last_verdict": None if last_verdict is None else dict(last_verdict),
         "supervisor_pid": os.getpid(),
         "supervisor_version": version(),
+        "supervisor_started": started,
+        "supervisor_replaced": replaced,
     }
 
 
+@cache
 def version() -> str:
-    """This program's own version."""
+    """This program's own version; asked first when it starts, later the files are another's."""
     return metadata.version("nginx-supervisor")
 
 

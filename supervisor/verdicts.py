@@ -172,7 +172,7 @@ class Verdicts:
 
     def _settle_files(self, run: UpgradeRun, verdict: str, reason: str) -> None:
         """What the verdict means for the version store and for what preflight left behind."""
-        world, plan = self._world, run.plan
+        world, plan, stored = self._world, run.plan, run.stored
         if plan is not None:
             plan.discard()  # of one that was installed nothing is left to discard
         if verdict in (Verdict.REFUSED.value, Verdict.DONE.value):
@@ -180,23 +180,23 @@ class Verdicts:
                 world.listener.restore(run.include_text)
             self._prune(run)  # a refused binary was stored to be checked
             return
-        if plan is None:  # of a supervisor that died; what it committed is active by now
+        if stored is None:  # of a supervisor that died; what it committed is active by now
             active = world.active
             if verdict == Verdict.COMMITTED.value and active and active.program.stored:
                 world.store.mark_good(active.program.stored)
             return
-        if plan.stored.id == run.previous:
+        if stored.id == run.previous:
             return
         if verdict == Verdict.COMMITTED.value and run.quit_sent:
-            world.store.mark_good(plan.stored.id)
+            world.store.mark_good(stored.id)
         elif verdict != Verdict.COMMITTED.value and reason in _CONDEMNS:
-            world.store.mark_bad(plan.stored.id)
+            world.store.mark_bad(stored.id)
         self._prune(run)
 
     def _prune(self, run: UpgradeRun) -> None:
-        world, plan = self._world, run.plan
+        world = self._world
         in_use = {one.program.sha256 for one in world.generations}
-        stored = None if plan is None else plan.stored.id
+        stored = None if run.stored is None else run.stored.id
         protect = [one for one in (run.previous, stored) if one is not None]
         world.store.prune(in_use, protect=protect, destination=Path(world.settings.nginx.binary))
 

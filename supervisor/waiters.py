@@ -5,9 +5,10 @@ A caller that hangs up, or that does not read, holds up nobody.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, get_args
 
 import trio
 
@@ -41,7 +42,8 @@ class Waiter:
     """One caller."""
 
     send: trio.MemorySendChannel[Reply]
-    command: commands.Command
+    receive: trio.MemoryReceiveChannel[Reply]
+    command: commands.Command | commands.SelfUpgrade
     accepted_at: float
     upgrade_id: str = ""
 
@@ -62,7 +64,13 @@ class Waiter:
     @property
     def operation(self) -> str:
         """What was asked for, as replies name it."""
-        return type(self.command).__name__.lower()
+        kind = type(self.command)
+        return "self_upgrade" if kind is commands.SelfUpgrade else kind.__name__.lower()
+
+
+_COMMANDS: Mapping[str, Any] = {
+    one.__name__: one for one in (*get_args(commands.Command), commands.SelfUpgrade)
+}
 
 
 class Waiters:
@@ -72,6 +80,7 @@ class Waiters:
         self._waiting: dict[int, Waiter] = {}
         self._for_verdict: list[int] = []
         self._for_settlement: list[int] = []
+        self._handed: dict[int, trio.MemoryReceiveChannel[Reply]] = {}  # of callers yet to resume
         self._next = 1
         self._listening = 0  # callers that have not left `listen`
         self._all_told = trio.Event()
@@ -79,7 +88,7 @@ class Waiters:
 
     @asynccontextmanager
     async def listen(
-        self, command: commands.Command, *, at: float, upgrade_id: str
+        self, command: commands.Command | commands.SelfUpgrade, *, at: float, upgrade_id: str
     ) -> AsyncIterator[tuple[int | None, trio.MemoryReceiveChannel[Reply]]]:
         """A new caller's number and replies; None, and no reply, once the supervisor ends."""
         send, receive = trio.open_memory_channel[Reply](_REPLY_BUFFER)
@@ -88,7 +97,7 @@ class Waiters:
             send.close()
         else:
             number, self._next = self._next, self._next + 1
-            self._waiting[number] = Waiter(send, command, at, upgrade_id)
+            self._waiting[number] = Waiter(send, receive, command, at, upgrade_id)
         self._listening += 1
         try:
             async with receive:
@@ -96,6 +105,85 @@ class Waiters:
         finally:
             self._listening -= 1
             self._all_told.set()
+
+    @asynccontextmanager
+    async def resume(
+        self, number: int | None, undelivered: Sequence[Mapping[str, object]]
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[Reply]]:
+        """The replies of a caller that a predecessor has handed over, those `undelivered` first.
+
+        It listens from now on as if it had called here; with None it had its final reply already.
+        """
+        waiter = None if number is None else self._waiting.get(number)
+        since = None if number is None else self._handed.pop(number, None)
+        replies = [dict(one) for one in undelivered]
+        if since is not None:
+            with suppress(trio.WouldBlock, trio.EndOfChannel):
+                while True:
+                    replies.append(since.receive_nowait())
+        send, receive = trio.open_memory_channel[Reply](_REPLY_BUFFER + len(replies))
+        if waiter is not None:
+            waiter.send, waiter.receive = send, receive
+        for reply in replies:
+            send.send_nowait(reply)
+        if waiter is None:
+            send.close()
+        self._listening += 1
+        try:
+            async with receive:
+                yield receive
+        finally:
+            self._listening -= 1
+            self._all_told.set()
+
+    def number_of(self, receive: trio.MemoryReceiveChannel[Reply]) -> int | None:
+        """The caller whose replies come there; None where it has its final reply."""
+        found = (number for number, one in self._waiting.items() if one.receive is receive)
+        return next(found, None)
+
+    @property
+    def unsettled(self) -> bool:
+        """Somebody waits for the end of what is no upgrade."""
+        return any(number in self._waiting for number in self._for_settlement)
+
+    def tell(self, number: int, reply: Reply) -> None:
+        """Tell one caller what goes on."""
+        waiter = self._waiting.get(number)
+        if waiter is not None:
+            waiter.tell(reply)
+
+    def announce(self, reply: Reply) -> None:
+        """Tell everyone who waits for anything."""
+        for waiter in self._waiting.values():
+            waiter.tell(reply)
+
+    # --- over the replacement of the supervisor -----------------------------------------------
+
+    def to_data(self, *, at: float) -> dict[str, object]:
+        """Who waits for what, for `from_data` in another process; times as seconds before `at`."""
+        return {
+            "next": self._next,
+            "for_verdict": self._for_verdict,
+            "for_settlement": self._for_settlement,
+            "waiting": [
+                [
+                    number, type(one.command).__name__, asdict(one.command),
+                    at - one.accepted_at, one.upgrade_id,
+                ]
+                for number, one in self._waiting.items()
+            ],
+        }  # fmt: skip
+
+    def from_data(self, data: Mapping[str, Any], *, at: float) -> None:
+        """Those who wait go on waiting here. Raises KeyError, TypeError or ValueError."""
+        self._next = int(data["next"])
+        self._for_verdict = [int(one) for one in data["for_verdict"]]
+        self._for_settlement = [int(one) for one in data["for_settlement"]]
+        for number, kind, values, ago, upgrade_id in data["waiting"]:
+            send, receive = trio.open_memory_channel[Reply](_REPLY_BUFFER)
+            command = _COMMANDS[kind](**values)
+            self._waiting[int(number)] = Waiter(send, receive, command, at - ago, upgrade_id)
+            self._handed[int(number)] = receive
 
     async def wait_told(self, seconds: float) -> None:
         """Return when every caller has taken its last reply; at most after `seconds`."""

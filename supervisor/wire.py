@@ -56,6 +56,11 @@ class Decoder:
         """Whether a message has begun and not ended."""
         return bool(self._buffer)
 
+    @property
+    def rest(self) -> bytes:
+        """What was fed and has not been returned as a message."""
+        return bytes(self._buffer)
+
     def feed(self, data: bytes | bytearray) -> None:
         """Take the next bytes of the stream."""
         self._buffer += data

@@ -160,6 +160,17 @@ def _adopt_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _self_upgrade_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--now",
+        action="store_true",
+        help="in the midst of an upgrade, which goes on in the new supervisor",
+    )
+    parser.add_argument(
+        "--timeout", type=_patience, metavar="D", help="stop waiting for it after this"
+    )
+
+
 def _history_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=_positive, metavar="N", help="the last N only")
     parser.add_argument(
@@ -211,6 +222,12 @@ COMMANDS: Mapping[str, Command] = {
         summary="take in a living nginx that somebody else started",
         add_arguments=_adopt_arguments,
         parameters=lambda given: {"take_over": True} if given.take_over else {},
+    ),
+    "self-upgrade": Command(
+        method="SelfUpgrade",
+        summary="replace the supervisor itself by what is on disk; nginx is not touched",
+        add_arguments=_self_upgrade_arguments,
+        parameters=lambda given: {"now": True} if given.now else {},
     ),
     "history": Command(
         method="History",

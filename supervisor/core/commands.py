@@ -72,4 +72,14 @@ class Adopt:
     take_over: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfUpgrade:
+    """Replace the supervisor itself, after the upgrade that runs or (`now`) in the midst of it.
+
+    No command of the machine: nothing about nginx changes.
+    """
+
+    now: bool = False
+
+
 Command = Upgrade | Promote | Rollback | Reload | Reopen | Drain | Stop | Start | Restart | Adopt

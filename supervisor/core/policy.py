@@ -41,9 +41,10 @@ times in 51 s.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Any
 
 from supervisor.core.observation import Observation, Outcome
 
@@ -198,6 +199,54 @@ class Judge:
             self._empty_since = at
         elif at - self._empty_since >= SETTLE:
             self._condemn("no_workers", "the candidate has had no worker for a while")
+
+    # --- over the replacement of the supervisor ---
+
+    def memory(self, *, at: float) -> dict[str, object]:
+        """What was seen so far, for `recall` in another process; times as seconds before `at`."""
+        return {
+            "health": {
+                name: [one.state.value, one.passes, one.failures]
+                for name, one in self._health.items()
+            },
+            "last": dict(self._last),
+            "heard": {name: outcome.value for name, outcome in self._heard.items()},
+            "workers": sorted(self._workers),
+            "answered": sorted(self._answered),
+            "failing": [[pid, said] for pid, said in self._failing.items()],
+            "traceable": self._traceable,
+            "ended": [
+                [one.pid, one.unknown, at - one.at, sorted(one.before)] for one in self._ended
+            ],
+            "unexpected": [at - one for one in self._unexpected],
+            "empty_for": None if self._empty_since is None else at - self._empty_since,
+            "judged": self.judged,
+        }
+
+    def recall(self, memory: Mapping[str, Any], *, at: float) -> None:
+        """Go on from what another judge of the same candidate saw; `at` is its `at`.
+
+        Of probes that this one does not know nothing is taken over. Raises KeyError, TypeError or
+        ValueError where `memory` is no such thing.
+        """
+        for name in self._judging.keys() & memory["health"].keys():
+            state, passes, failures = memory["health"][name]
+            self._health[name] = Health(state=HealthState(state), passes=passes, failures=failures)
+            self._last[name] = memory["last"][name]
+            if name in memory["heard"]:
+                self._heard[name] = Outcome(memory["heard"][name])
+        self._workers = frozenset(memory["workers"])
+        self._answered = set(memory["answered"])
+        self._failing = {int(pid): str(said) for pid, said in memory["failing"]}
+        self._traceable = memory["traceable"]
+        self._ended = [
+            _Ended(pid, unknown, at - ago, frozenset(before))
+            for pid, unknown, ago, before in memory["ended"]
+        ]
+        self._unexpected = [at - ago for ago in memory["unexpected"]]
+        empty_for = memory["empty_for"]
+        self._empty_since = None if empty_for is None else at - empty_for
+        self.judged = memory["judged"]
 
     # --- conclusions ---
 

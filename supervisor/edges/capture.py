@@ -57,6 +57,11 @@ class Capture:
         return None
 
     @property
+    def read_up_to(self) -> int:
+        """Where the next drain begins; with the descriptor all that a successor needs."""
+        return self._read_up_to
+
+    @property
     def behind(self) -> int:
         """How many bytes have been written and not yet been drained; 0 when closed."""
         return 0 if self.fd < 0 else os.fstat(self.fd).st_size - self._read_up_to

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import select
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import structlog
 import trio
@@ -28,6 +28,7 @@ from supervisor.edges.control_connection import (
     invalid_parameter,
 )
 from supervisor.edges.control_gate import Gate
+from supervisor.edges.control_handover import Door
 from supervisor.edges.control_routes import (
     ROUTES,
     Access,
@@ -36,6 +37,7 @@ from supervisor.edges.control_routes import (
     Route,
 )
 from supervisor.edges.control_socket import control_listener
+from supervisor.edges.handover import HandOver
 from supervisor.edges.peers import Peer, peer_of
 from supervisor.varlink import Method, parse_interface
 
@@ -100,7 +102,7 @@ class ControlService:
                 self._not_permitted(exchange, role, needed, because)
         if mismatch := method.check_call(exchange.call.parameters, ""):
             invalid_parameter(mismatch.path)
-        if route.access.value >= Role.OPERATOR:
+        if route.access.value >= Role.OPERATOR and exchange.resumed is None:
             peer = exchange.peer
             _log.info("control.called", method=method.name, pid=peer.pid, uid=peer.uid)
         exchange.expect(method.check_reply)
@@ -211,39 +213,46 @@ class _Admission:
     somebody with a higher role: so an admin always gets in where others have taken all the places.
     """
 
-    def __init__(self, service: ControlService, gate: Gate, limits: Limits) -> None:
+    def __init__(self, service: ControlService, gate: Gate, limits: Limits, door: Door) -> None:
         self._service = service
         self._gate = gate
         self._limits = limits
+        self._door = door
         self._open: dict[Connection, None] = {}  # in the order in which they came
 
-    async def admit(self, stream: trio.SocketStream) -> None:
+    async def admit(
+        self, stream: trio.SocketStream, handed: Mapping[str, Any] | None = None
+    ) -> None:
         """Serve `stream` to its end, which no exception but a cancellation leaves.
 
         Above are the nurseries of the whole supervisor: a fault in one connection, whoever's it
         is, must cost that connection and nothing else.
         """
         try:
-            await self._serve(stream)
+            await self._serve(stream, handed)
         except* Exception:  # noqa: BLE001 - the boundary: a bug of ours, told with its traceback
             _log.exception("control.connection_failed")
 
-    async def _serve(self, stream: trio.SocketStream) -> None:
+    async def _serve(self, stream: trio.SocketStream, handed: Mapping[str, Any] | None) -> None:
         connection = Connection(
             stream,
             peer_of(stream.socket),
             limits=self._limits,
             answer=self._service.answer,
             hung_up=lambda: _is_closed(stream.socket),
+            fd=stream.socket.fileno(),
+            handed=handed,
         )
         if not self._make_room(connection.peer):
             detail = f"{len(self._open)} connections are being answered; try again in a moment"
             await connection.refuse(CallError(f"{wire.INTERFACE}.Busy", {"detail": detail}))
             return
         self._open[connection] = None
+        self._door.enter(connection)
         try:
             await connection.run()
         finally:
+            self._door.leave(connection)
             self._open.pop(connection, None)
 
     def _make_room(self, peer: Peer) -> bool:
@@ -289,21 +298,27 @@ async def serve_control(
     gate: Gate,
     version: str = "",
     limits: Limits = Limits(),  # noqa: B008 - frozen
+    door: Door | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the control socket until cancelled; reports the path once clients can connect.
 
     The socket's file is removed at the end, unless another process has replaced it. Cancelling
-    closes all connections; operations are the backend's, and go on.
+    closes all connections; operations are the backend's, and go on. `door` has what a predecessor
+    of this process has handed on, and hands all of it on in turn.
 
     Raises:
         SupervisorError, ConfigError: see `control_listener`.
     """
     service = ControlService(backend, gate=gate, version=version)
-    admission = _Admission(service, gate, limits)
+    door = Door(HandOver()) if door is None else door
+    admission = _Admission(service, gate, limits, door)
+    inherited = door.inherited(settings.socket)
     async with (
-        control_listener(settings.socket, mode=settings.mode) as listener,
+        control_listener(settings.socket, mode=settings.mode, inherited=inherited) as listener,
         trio.open_nursery() as nursery,
     ):
-        await nursery.start(trio.serve_listeners, admission.admit, [listener])
+        for stream, handed in door.came():
+            nursery.start_soon(admission.admit, stream, handed)
+        await nursery.start(trio.serve_listeners, admission.admit, [door.hang(listener)])
         task_status.started(settings.socket)

@@ -10,11 +10,12 @@ Hanging up ends the waiting and nothing else: calls that had arrived are still c
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import structlog
 import trio
@@ -68,6 +69,18 @@ class HungUp(Exception):  # noqa: N818 - says what happened; nobody is to blame
     """The client does not take replies any more."""
 
 
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A call that a predecessor of this process began to answer; see `control_handover`.
+
+    Not to be carried out again: `number` is the caller's, whom the engine knows by it, None where
+    there is nothing to come any more; `undelivered` is what is to be told first.
+    """
+
+    number: int | None
+    undelivered: tuple[dict[str, object], ...]
+
+
 class Exchange:
     """One call that is being answered.
 
@@ -75,9 +88,15 @@ class Exchange:
     with `continues` without `more`. It raises HungUp when the client is gone or takes too long.
     """
 
-    def __init__(self, call: wire.Call, connection: Connection) -> None:
+    def __init__(
+        self, call: wire.Call, connection: Connection, resumed: Resumed | None = None
+    ) -> None:
         self.call = call
         self.peer = connection.peer
+        self.resumed = resumed
+        self.over = False  # its last reply was sent
+        self.events: trio.MemoryReceiveChannel[dict[str, object]] | None = None
+        """Where the replies of what was begun come from; what only looks has none."""
         self._connection = connection
         self._check: Check | None = None
 
@@ -91,6 +110,7 @@ class Exchange:
             self._insist(self._check(parameters, ""))
         if not self.call.oneway and (self.call.more or not continues):
             await self._connection.send(wire.encode_reply(parameters, continues=continues))
+        self.over = not continues
 
     async def reply_rows(
         self, name: str, rows_of: Callable[[], Awaitable[Sequence[Mapping[str, object]]]]
@@ -108,6 +128,7 @@ class Exchange:
             del rows
         if not self.call.oneway:
             await self._connection.send(message)
+        self.over = True
 
     def _insist(self, mismatch: Mismatch | None) -> None:
         if mismatch is not None:
@@ -135,6 +156,7 @@ class Connection:
     Args:
         hung_up: tells after the end of the input whether the client closed the connection, and
             not merely its sending half.
+        handed: what a predecessor of this process knew of the connection.
         answer: answers one call, or raises CallError. Any other exception is a fault of ours: it
             is logged, told as InternalError, and harms no other connection.
     """
@@ -147,8 +169,16 @@ class Connection:
         limits: Limits,
         answer: Answer,
         hung_up: Callable[[], bool],
+        fd: int = -1,
+        handed: Mapping[str, Any] | None = None,
     ) -> None:
         self.peer = peer
+        self.fd = fd
+        self._decoder = wire.Decoder(limits.request_bytes)
+        self._exchange: Exchange | None = None  # the one that is being answered
+        self._receiving: trio.CancelScope | None = None
+        self._parked: trio.Event | None = None  # until that is set nothing is read
+        self._read_over = trio.Event()
         self._stream = stream
         self._limits = limits
         self._answer = answer
@@ -160,7 +190,10 @@ class Connection:
         self._sending = False
         self._displaced = False
         self._gone = False
-        self._unanswered = 0
+        self._unanswered: deque[bytes | wire.FrameError] = deque()  # the one being answered first
+        self._resumed: tuple[bytes, Resumed] | None = None
+        if handed is not None:
+            self._take(handed)
 
     @property
     def use(self) -> Use:
@@ -174,6 +207,73 @@ class Connection:
         else:
             self._displaced = True
             self._waiting.cancel()
+
+    # --- over the replacement of the supervisor; see `control_handover` -----------------------
+
+    @property
+    def speaking(self) -> bool:
+        """A reply is being sent, or waits to be."""
+        if self._gone:
+            return False
+        events = None if self._exchange is None else self._exchange.events
+        return self._sending or (events is not None and events.statistics().current_buffer_used > 0)
+
+    async def park(self) -> None:
+        """Return when nothing is being read, and nothing will be until `unpark`."""
+        if self._parked is None:
+            self._parked = trio.Event()
+        if self._receiving is not None:
+            self._read_over = trio.Event()
+            self._receiving.cancel()
+            await self._read_over.wait()
+
+    def unpark(self) -> None:
+        """Read again."""
+        if self._parked is not None:
+            self._parked.set()
+            self._parked = None
+
+    def to_data(
+        self, number_of: Callable[[trio.MemoryReceiveChannel[dict[str, object]]], int | None]
+    ) -> dict[str, object] | None:
+        """What a successor needs besides the descriptor; None: it has to be closed.
+
+        A call that was begun goes on there; one that only looks is answered there from its
+        beginning. For a connection that is parked.
+        """
+        unanswered = [one for one in self._unanswered if isinstance(one, bytes)]
+        broken = len(unanswered) != len(self._unanswered)
+        if self._sending or self._gone or self._displaced or broken:
+            return None
+        begun: dict[str, object] | None = None
+        exchange = self._exchange
+        if exchange is not None and exchange.over:
+            del unanswered[0]
+        elif self._resumed is not None and (exchange is None or exchange.events is None):
+            call, resumed = self._resumed  # it was handed to us, and that is not taken up yet
+            del unanswered[0]
+            begun = {
+                "call": call.hex(),
+                "number": resumed.number,
+                "undelivered": list(resumed.undelivered),
+            }
+        elif exchange is not None and exchange.events is not None:
+            begun = {
+                "call": unanswered.pop(0).hex(),
+                "number": number_of(exchange.events),
+                "undelivered": _left_in(exchange.events),
+            }
+        unread = b"".join(message + b"\0" for message in unanswered) + self._decoder.rest
+        return {"unread": unread.hex(), "begun": begun}
+
+    def _take(self, handed: Mapping[str, Any]) -> None:
+        """Go on from what a predecessor gave by `to_data`."""
+        self._decoder.feed(bytes.fromhex(handed["unread"]))
+        begun = handed["begun"]
+        if begun is not None:
+            call = bytes.fromhex(begun["call"])
+            self._unanswered.append(call)
+            self._resumed = (call, Resumed(begun["number"], tuple(begun["undelivered"])))
 
     async def run(self) -> None:
         """Answer calls until the client leaves or breaks the protocol."""
@@ -245,12 +345,25 @@ class Connection:
     async def _read_messages(
         self, incoming: trio.MemorySendChannel[bytes | wire.FrameError]
     ) -> None:
-        decoder = wire.Decoder(self._limits.request_bytes)
+        decoder = self._decoder
         deadline = math.inf
+        while (message := decoder.next_message()) is not None:  # what a predecessor has read
+            await self._queue(incoming, message)
+        if decoder.mid_message:
+            deadline = trio.current_time() + self._limits.mid_message
         while True:
-            with trio.CancelScope(deadline=deadline) as limit:
-                data = await self._stream.receive_some(_CHUNK)
-            if limit.cancelled_caught:
+            if self._parked is not None:
+                await self._parked.wait()
+            data = None
+            try:
+                with trio.CancelScope(deadline=deadline) as self._receiving:
+                    data = await self._stream.receive_some(_CHUNK)
+            finally:
+                self._receiving = None
+                self._read_over.set()
+            if data is None:
+                if self._parked is not None:
+                    continue
                 raise wire.FrameError(f"the call is not whole after {self._limits.mid_message} s")
             if not data:
                 if self._hung_up():
@@ -270,31 +383,46 @@ class Connection:
         incoming: trio.MemorySendChannel[bytes | wire.FrameError],
         message: bytes | wire.FrameError,
     ) -> None:
-        self._unanswered += 1
+        self._unanswered.append(message)
         await incoming.send(message)
 
     async def _answer_all(self, calls: trio.MemoryReceiveChannel[bytes | wire.FrameError]) -> None:
-        async for message in calls:
-            try:
-                await self._answer_one(message)
-            except wire.FrameError as broken:
-                # The stream is closed by `run`, once the reader has ended: it still looks at it.
-                error = f"{wire.INTERFACE}.BadMessage"
-                await self._say_last(CallError(error, {"detail": str(broken)}))
+        if self._resumed is not None:
+            goes_on = await self._answer_next(*self._resumed)
+            self._resumed = None
+            if not goes_on:
                 return
-            except HungUp:
-                pass  # calls that had come before the client left are still carried out
-            finally:
-                self._unanswered -= 1
-            if self._displaced:
+        async for message in calls:
+            if not await self._answer_next(message):
                 return
 
-    async def _answer_one(self, message: bytes | wire.FrameError) -> None:
+    async def _answer_next(
+        self, message: bytes | wire.FrameError, resumed: Resumed | None = None
+    ) -> bool:
+        """Answer one call; whether to go on with the next."""
+        try:
+            await self._answer_one(message, resumed)
+        except wire.FrameError as broken:
+            # The stream is closed by `run`, once the reader has ended: it still looks at it.
+            error = f"{wire.INTERFACE}.BadMessage"
+            await self._say_last(CallError(error, {"detail": str(broken)}))
+            return False
+        except HungUp:
+            pass  # calls that had come before the client left are still carried out
+        finally:
+            self._unanswered.popleft()
+            self._exchange = None
+        return not self._displaced
+
+    async def _answer_one(
+        self, message: bytes | wire.FrameError, resumed: Resumed | None = None
+    ) -> None:
         if isinstance(message, wire.FrameError):
             raise message
         call = wire.parse_call(message)
         try:
-            await self._answer(Exchange(call, self))
+            self._exchange = Exchange(call, self, resumed)
+            await self._answer(self._exchange)
         except CallError as error:
             await self._send_error(call, error)
         except (HungUp, wire.FrameError):
@@ -306,6 +434,15 @@ class Connection:
     async def _send_error(self, call: wire.Call, error: CallError) -> None:
         if not call.oneway:
             await self.send(wire.encode_error(error.error, error.parameters))
+
+
+def _left_in(events: trio.MemoryReceiveChannel[dict[str, object]]) -> list[dict[str, object]]:
+    """What has not been received yet."""
+    left = []
+    with suppress(trio.WouldBlock, trio.EndOfChannel):
+        while True:
+            left.append(events.receive_nowait())
+    return left
 
 
 def _gave_way(use: Use) -> CallError:

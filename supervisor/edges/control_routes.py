@@ -39,7 +39,9 @@ class ControlBackend(Protocol):
         """The reply of Status: a snapshot, at once, whatever is running."""
         ...
 
-    def submit(self, command: commands.Command, peer: Peer) -> ProgressEvents:
+    def submit(
+        self, command: commands.Command | commands.SelfUpgrade, peer: Peer
+    ) -> ProgressEvents:
         """Ask for an operation; entering gives its Progress events, the last one the verdict.
 
         The first event is `accepted` where the command is: that is what `--no-wait` waits for.
@@ -48,6 +50,12 @@ class ControlBackend(Protocol):
         receiver. A channel that ends without a verdict means that the supervisor ends. What the
         body of the `async with` raises passes through unchanged (no nursery around it).
         """
+        ...
+
+    def resume(
+        self, number: int | None, undelivered: Sequence[Mapping[str, object]]
+    ) -> ProgressEvents:
+        """As `submit` for what a predecessor of this process has begun, and told so far."""
         ...
 
     async def history(self, limit: int | None) -> Sequence[Mapping[str, object]]:
@@ -65,8 +73,11 @@ class ControlBackend(Protocol):
         """The reply of Check; changes nothing, may be cancelled."""
         ...
 
-    def log_events(self) -> LogEvents:
-        """The recent LogEvents, and a channel of those after them, with none lost in between."""
+    def log_events(self, *, new: bool = False) -> LogEvents:
+        """The recent LogEvents, and a channel of those after them, with none lost in between.
+
+        `new`: without those that a predecessor of this process has logged.
+        """
         ...
 
 
@@ -160,6 +171,11 @@ async def _adopt(backend: ControlBackend, exchange: Exchange, given: Fields) -> 
     await _operate(backend, exchange, commands.Adopt(take_over=given.get("take_over") is True))
 
 
+async def _self_upgrade(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    command = commands.SelfUpgrade(now=given.get("now") is True)
+    await _operate(backend, exchange, command)
+
+
 async def _history(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
     limit = given.get("limit")
     if limit is not None and (not isinstance(limit, int) or limit < 1):
@@ -181,9 +197,15 @@ async def _events(backend: ControlBackend, exchange: Exchange, given: Fields) ->
     follow = given.get("follow") is True
     if follow and not exchange.call.more:
         raise CallError(f"{wire.SERVICE_INTERFACE}.ExpectedMore", {})
+    resumed = exchange.resumed
     with exchange.while_connected(Use.LOOKS):
-        async with backend.log_events() as (recent, later):
-            await exchange.reply({"entries": recent}, continues=follow)
+        async with backend.log_events(new=resumed is not None) as (recent, later):
+            if follow:
+                exchange.events = later
+            if resumed is not None:
+                recent = [*resumed.undelivered, *recent]
+            if recent or resumed is None:
+                await exchange.reply({"entries": recent}, continues=follow)
             if follow:
                 async for event in later:
                     await exchange.reply({"entries": [event]}, continues=True)
@@ -193,14 +215,20 @@ async def _events(backend: ControlBackend, exchange: Exchange, given: Fields) ->
 async def _operate(
     backend: ControlBackend,
     exchange: Exchange,
-    command: commands.Command,
+    command: commands.Command | commands.SelfUpgrade,
     *,
     last: str = "verdict",
 ) -> None:
     """Submit `command` and forward its events until the one named `last`, or the verdict."""
-    async with backend.submit(command, exchange.peer) as events:
+    resumed = exchange.resumed
+    if resumed is None:
+        submitted = backend.submit(command, exchange.peer)
+    else:
+        submitted = backend.resume(resumed.number, resumed.undelivered)
+    async with submitted as events:
         if exchange.call.oneway:
             return
+        exchange.events = events
         with exchange.while_connected(Use.WAITS):
             async for event in events:
                 ends = event.get("event") in {last, "verdict"}
@@ -256,4 +284,5 @@ ROUTES: tuple[Route, ...] = (
     Route("Start", Access.ADMIN, _start),
     Route("Restart", Access.ADMIN, _restart),
     Route("Adopt", Access.ADMIN, _adopt),
+    Route("SelfUpgrade", Access.ADMIN, _self_upgrade),
 )

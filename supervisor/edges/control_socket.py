@@ -29,10 +29,14 @@ _LOCK_POLL = 0.02  # flock has no event; contention lasts for one bind, a fracti
 
 
 @asynccontextmanager
-async def control_listener(path: str, *, mode: int) -> AsyncIterator[trio.SocketListener]:
+async def control_listener(
+    path: str, *, mode: int, inherited: socket.socket | None = None
+) -> AsyncIterator[trio.SocketListener]:
     """A listener on `path`, whose file has `mode` from its first moment on.
 
-    Leaving closes it and removes the file, unless the path meanwhile names another file.
+    `inherited` is one that a predecessor in this process has made there: it is used as it is, and
+    no client notices. Leaving closes it and removes the file, unless the path meanwhile names
+    another file.
 
     Raises:
         SupervisorError: `control_socket_in_use`, a process listens there.
@@ -40,10 +44,15 @@ async def control_listener(path: str, *, mode: int) -> AsyncIterator[trio.Socket
             no socket, or may not be written.
     """
     check_socket_path(path)
-    async with _folder_lock(path):
+    if inherited is None:
+        async with _folder_lock(path):
+            with _translated(path):
+                _remove_stale(path)
+                listening = _listen(path, mode)
+    else:
+        listening = inherited
         with _translated(path):
-            _remove_stale(path)
-            listening = _listen(path, mode)
+            os.chmod(path, mode)  # the settings may be others by now
     with listening:
         ours = _identity(path)
         try:

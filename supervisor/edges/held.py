@@ -160,6 +160,19 @@ class HeldListeners:
 
     # --- handing on -------------------------------------------------------------------------
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Of everything that is held."""
+        return tuple(one.fd for one in self._listening.values() if one.fd is not None)
+
+    def inherit(self, fds: Iterable[int]) -> None:
+        """Hold what a predecessor in this process held; what settings do not want is closed."""
+        for fd in fds:
+            inode = os.fstat(fd).st_ino
+            one = self._sort(fd)
+            if one is not None:
+                self._listening[inode] = one
+
     def for_successor(self, relatives: Iterable[Process]) -> list[int]:
         """Descriptors of every listener that is to be inherited; the caller closes them.
 

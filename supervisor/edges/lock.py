@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -34,6 +35,21 @@ class SupervisorLock:
         self.path = lock_path(pid_file)
         self._pid_file = pid_file
         self._fd: int | None = None
+
+    @property
+    def fd(self) -> int | None:
+        """The descriptor that holds the lock, None while it is not held; it survives an execve."""
+        return self._fd
+
+    def inherit(self, fds: Iterable[int]) -> bool:
+        """Hold on to the lock by one of `fds`, as a predecessor in this process did, if it is one.
+
+        Between the two nobody could take it.
+        """
+        for fd in fds:
+            if _same_file(fd, self.path):
+                self._fd = fd
+        return self._fd is not None
 
     def acquire(self) -> None:
         """Takes the lock without waiting.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 
@@ -20,6 +20,7 @@ class LogTap:
     def __init__(self) -> None:
         self._recent: deque[dict[str, object]] = deque(maxlen=_RECENT)
         self._followers: set[trio.MemorySendChannel[dict[str, object]]] = set()
+        self._handed = 0  # of a predecessor's, at the old end
 
     def __call__(
         self, _logger: object, level: str, event: MutableMapping[str, object]
@@ -32,6 +33,8 @@ class LogTap:
             "event": str(event.get("event", "")),
             "fields": {key: _plain(value) for key, value in event.items() if key not in hidden},
         }
+        if len(self._recent) == _RECENT:
+            self._handed = max(0, self._handed - 1)
         self._recent.append(told)
         for follower in list(self._followers):
             try:
@@ -42,18 +45,34 @@ class LogTap:
                 self._followers.discard(follower)
         return event
 
+    @property
+    def recent(self) -> list[dict[str, object]]:
+        """The recent events, to be handed on."""
+        return list(self._recent)
+
+    def put_before(self, events: Iterable[dict[str, object]]) -> None:
+        """Events that a predecessor has logged, from `recent` of its own."""
+        own = list(self._recent)
+        handed = list(events)[-(_RECENT - len(own)) :] if len(own) < _RECENT else []
+        self._recent.clear()
+        self._recent.extend([*handed, *own])
+        self._handed = len(handed)
+
     @asynccontextmanager
     async def follow(
-        self,
+        self, *, new: bool = False
     ) -> AsyncIterator[
         tuple[Sequence[Mapping[str, object]], trio.MemoryReceiveChannel[dict[str, object]]]
     ]:
-        """The recent events, and a channel of those after them; none is lost in between."""
+        """The recent events, and a channel of those after them; none is lost in between.
+
+        With `new` only those of this process's present program.
+        """
         send, receive = trio.open_memory_channel[dict[str, object]](_BEHIND)
         self._followers.add(send)
         try:
             async with receive:
-                yield list(self._recent), receive
+                yield list(self._recent)[self._handed if new else 0 :], receive
         finally:
             self._followers.discard(send)
             send.close()

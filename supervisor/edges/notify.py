@@ -17,6 +17,8 @@ class Notifier:
     """Datagrams to `address`; None: nobody listens. No method raises."""
 
     def __init__(self, address: str | None) -> None:
+        self._given = address
+        self._last = ""  # the last line for people
         self._address: str | None = None
         if address is not None and len(address) > 1 and address[0] in "/@":
             # "@" stands for the zero byte that begins an abstract address (unix(7)).
@@ -27,12 +29,23 @@ class Notifier:
         """As the variable says, which is removed: no child shall speak in our name."""
         return cls(environ.pop(VARIABLE, None))
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a program that takes this one's place needs to speak to the same manager."""
+        return {} if self._given is None else {VARIABLE: self._given}
+
+    def ready_again(self) -> None:
+        """What `reloading` began is over, and everything is as before."""
+        self.ready(self._last)
+
     def ready(self, status: str) -> None:
         """The service is up (READY=1), also after `reloading`."""
+        self._last = status
         self._send("READY=1", _status(status), patience=_PATIENCE)
 
     def status(self, text: str) -> None:
         """One line for people."""
+        self._last = text
         self._send(_status(text), patience=0.0)
 
     def reloading(self) -> None:

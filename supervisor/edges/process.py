@@ -42,6 +42,11 @@ class Process:
         return cls(pid, -1, start)
 
     @property
+    def pidfd(self) -> int:
+        """Its descriptor, to be handed on; -1 where none is held."""
+        return self._pidfd
+
+    @property
     def alive(self) -> bool:
         """Neither gone nor a zombie."""
         stat = procfs.read_stat(self.pid)

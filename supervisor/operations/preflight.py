@@ -53,7 +53,7 @@ async def prepare(world: World, command: commands.Command) -> Succeeded:
     if isinstance(plan, NoChange):
         run.to_version = plan.version
         return Succeeded(nothing_to_do=True, note=f"{plan.version} runs already; nothing changed")
-    run.plan, run.to_version = plan, plan.build.version
+    run.plan, run.stored, run.to_version = plan, plan.stored, plan.build.version
     for warning in plan.warnings:
         world.log.warning("preflight.warning", detail=warning)
     if isinstance(command, commands.Upgrade) and command.dry_run:

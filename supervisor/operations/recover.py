@@ -253,7 +253,7 @@ async def _adopted(world: World, record: Mapping[str, object] | None) -> Succeed
     note = f"adopted nginx {active.program.version}, master {active.master.pid}"
     if record is None or world.run is None:
         return Succeeded(generation=active.id, retiring=retiring, note=note)
-    detail = f"the supervisor died while the upgrade was in {phase}"
+    detail = f"{world.predecessor} while the upgrade was in {phase}"
     left = InterruptedUpgrade(
         upgrade_id=world.run.id, candidate=None if candidate is None else candidate.id,
         detail=detail, committed=committed,

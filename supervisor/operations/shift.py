@@ -96,7 +96,7 @@ async def commit(world: World, expect_good: Callable[[], None]) -> None:
     assert run is not None
     if candidate is None:
         raise OperationFailed("candidate_exited", "cannot commit: the candidate is gone")
-    if run.usr2_sent and run.installed and run.plan is not None:
+    if run.usr2_sent and run.installed and run.stored is not None:
         await run.settled.wait()
         if run.not_settled is not None:
             raise OperationFailed(run.not_settled.reason, run.not_settled.detail)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from supervisor.edges.journal import Journal
     from supervisor.edges.preflight import Plan
     from supervisor.edges.probe_listener import ProbeListener
-    from supervisor.edges.store import VersionStore
+    from supervisor.edges.store import StoredVersion, VersionStore
     from supervisor.operations.facts import Facts
 
 POLL = 0.0005
@@ -77,6 +77,11 @@ class Generations:
             pids.update(one.workers)
         return pids
 
+    @property
+    def next_id(self) -> int:
+        """The id of the next generation that comes."""
+        return self._next_id
+
     def sessions(self) -> set[int]:
         """The sessions that our masters live in: every process that nginx made is in one."""
         stats = (procfs.read_stat(one.master.pid) for one in self)
@@ -91,6 +96,7 @@ class UpgradeRun:
     operation: str = "upgrade"  # or rollback: an upgrade back to a stored version
     candidate_id: int | None = None
     plan: Plan | None = None
+    stored: StoredVersion | None = None  # the candidate's version
     previous: str | None = None  # the id of the version that a rollback puts back
     program: Program | None = None  # the candidate's
     from_version: str | None = None
@@ -168,6 +174,8 @@ class World:
     facts_seen: FactsSeen | None = None
     remember: Callable[[], None] = lambda: None
     """Have the masters put on record, since one of them is another by now."""
+    predecessor: str = "the supervisor died"
+    """What became of the one before, where it left an upgrade unfinished."""
     version_of_upgrade: Callable[[str], str | None] = lambda _: None
     """The version that a past upgrade replaced, by the upgrade's id."""
     hasten: trio.Event = field(default_factory=trio.Event)
@@ -205,6 +213,11 @@ class World:
         if active is None or not active.program.config_files:
             return None
         return files_signature(active.program.config_files) == active.program.config_signature
+
+    def rejoin(self, generation: Generation) -> None:
+        """Take a generation in as a predecessor knew it, and watch it; its master may be dead."""
+        self.generations.add(generation)
+        self.watch(generation)
 
     def join(self, generation: Generation) -> None:
         """Take a generation in and watch it."""

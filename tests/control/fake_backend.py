@@ -116,7 +116,7 @@ class FakeBackend:
         self.snapshot = STATUS
         self.events: list[Fields] = [*progress("preflight", "canary"), verdict("committed")]
         self.held = False
-        self.submitted: list[tuple[commands.Command, Peer]] = []
+        self.submitted: list[tuple[commands.Command | commands.SelfUpgrade, Peer]] = []
         self.listeners = 0
         self.listener_left = trio.Event()
         self.past: list[Fields] = [verdict("committed", time="2025-01-02T03:04:05Z")]
@@ -129,7 +129,7 @@ class FakeBackend:
 
     @asynccontextmanager
     async def submit(
-        self, command: commands.Command, peer: Peer
+        self, command: commands.Command | commands.SelfUpgrade, peer: Peer
     ) -> AsyncIterator[trio.MemoryReceiveChannel[Fields]]:
         self.submitted.append((command, peer))
         send, receive = trio.open_memory_channel[Fields](100)
@@ -141,6 +141,13 @@ class FakeBackend:
             send.close()
         async with self._listening(receive):
             yield receive
+
+    @asynccontextmanager
+    async def resume(
+        self, number: int | None, undelivered: Sequence[Mapping[str, object]]
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[Fields]]:
+        raise AssertionError("nothing was handed over here")
+        yield
 
     @asynccontextmanager
     async def _listening(self, receive: trio.MemoryReceiveChannel[Fields]) -> AsyncIterator[None]:
@@ -187,7 +194,7 @@ class FakeBackend:
 
     @asynccontextmanager
     async def log_events(
-        self,
+        self, *, new: bool = False
     ) -> AsyncIterator[tuple[Sequence[Mapping[str, object]], trio.MemoryReceiveChannel[Fields]]]:
         send, receive = trio.open_memory_channel[Fields](100)
         self._senders.append(send)

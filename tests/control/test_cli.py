@@ -89,6 +89,8 @@ async def test_status_for_people(control: str, backend: FakeBackend) -> None:
         (["restart"], commands.Restart()),
         (["adopt"], commands.Adopt()),
         (["adopt", "--take-over"], commands.Adopt(take_over=True)),
+        (["self-upgrade"], commands.SelfUpgrade()),
+        (["self-upgrade", "--now"], commands.SelfUpgrade(now=True)),
     ],
 )
 async def test_commands_arrive_and_stream(

@@ -129,6 +129,8 @@ CALLS: list[tuple[str, dict[str, object], commands.Command]] = [
     ("Restart", {}, commands.Restart()),
     ("Adopt", {}, commands.Adopt()),
     ("Adopt", {"take_over": True}, commands.Adopt(take_over=True)),
+    ("SelfUpgrade", {}, commands.SelfUpgrade()),
+    ("SelfUpgrade", {"now": True}, commands.SelfUpgrade(now=True)),
 ]
 
 

@@ -61,6 +61,8 @@ CALLS: list[tuple[str, dict[str, object], Role]] = [
     ("Restart", {}, Role.ADMIN),
     ("Adopt", {}, Role.ADMIN),
     ("Adopt", {"take_over": True}, Role.ADMIN),
+    ("SelfUpgrade", {}, Role.ADMIN),
+    ("SelfUpgrade", {"now": True}, Role.ADMIN),
 ]
 
 

@@ -166,7 +166,7 @@ class Lab:
             config=unasked, dump="", warnings=(), seconds={}, _store=self.world.store, _undo=[],
         )  # fmt: skip
         self.world.run = UpgradeRun(
-            id="u1", candidate_id=self.world.generations.reserve(), plan=plan,
+            id="u1", candidate_id=self.world.generations.reserve(), plan=plan, stored=stored,
             previous=old.program.stored, program=program, to_version=version,
         )  # fmt: skip
         return self.world.run

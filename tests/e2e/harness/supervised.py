@@ -105,6 +105,11 @@ class Supervised:
         kill(self.pid, signal.SIGKILL)
         self.cradle.wait(self.pid)
 
+    @property
+    def said(self) -> list[str]:
+        """What the service manager has heard, line by line, from the last supervisor."""
+        return self._ears.lines
+
     # --- asking it ----------------------------------------------------------------------------
 
     def begin(self, *arguments: str | Path) -> subprocess.Popen[str]:

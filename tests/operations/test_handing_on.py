@@ -1,0 +1,79 @@
+"""The processes and the running upgrade, given away and taken over, with a real nginx."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+
+import trio
+
+from supervisor.core.errors import OperationFailed
+from supervisor.edges.generation import Generation
+from supervisor.operations import handing_on
+from supervisor.operations.world import Generations, UpgradeRun, World
+from tests.operations.lab import LIMIT, Lab, lab
+from tools.nginx_cache import Build
+
+NOT_OF_A_GENERATION = {
+    "ended",  # of a start, and no start is handed over
+    "changed",  # an event of this process
+    "foreign",  # is looked for again
+}
+NOT_OF_A_RUN = {
+    "plan",  # carried out by then: `stored` is what is left of it
+    "settled",  # an event of this process, which is waited for
+}
+NOT_OF_A_WORLD = {
+    "settings", "log", "store", "journal", "listener", "post", "watch", "lock", "background",
+    "remember", "version_of_upgrade", "hasten",  # parts and wiring, which a new program makes anew
+    "held",  # a parcel of its own
+    "env_seen", "facts_seen",  # asked again
+    "predecessor",  # what the new program says
+}  # fmt: skip
+
+
+async def test_a_running_upgrade_goes_along(oldest: Build, newest: Build) -> None:
+    """Everything is equal afterwards. Whoever adds a field decides whether it goes along."""
+    async with lab(oldest) as site:
+        await site.start()
+        old, candidate = await site.to_canary(newest.path, newest.version)
+        await hand_over(site, old, candidate)
+
+
+async def hand_over(site: Lab, old: Generation, candidate: Generation) -> None:
+    world, run = site.world, site.world.run
+    assert run is not None
+    assert candidate.output is not None
+    with trio.fail_after(LIMIT):
+        await run.settled.wait()
+    run.winch_workers, run.not_settled = frozenset({7}), OperationFailed("disk_error", "cannot")
+    world.unwritten.append({"upgrade_id": "u0"})
+    world.last_identity = (33, 34)
+    for one in (old, candidate):
+        one.look()
+    before = handing_on.give(world)
+    assert len(before.fds) == len(set(before.fds))
+    data = json.loads(json.dumps(before.data, allow_nan=False))
+
+    told = data["generations"][0].keys()
+    assert told == {one.name for one in fields(Generation)} - NOT_OF_A_GENERATION
+    assert data["run"].keys() == {one.name for one in fields(UpgradeRun)} - NOT_OF_A_RUN
+    told = data.keys() - {"outputs", "next_id"}  # of the generations
+    assert told == {one.name for one in fields(World)} - NOT_OF_A_WORLD
+
+    handed = handing_on.read(world, data)
+    world.generations, world.run, world.unwritten = Generations(), None, []
+    watched: list[Generation] = []
+    world.watch = watched.append
+    handing_on.take_over(world, handed)
+    assert [one.id for one in watched] == [old.id, candidate.id]
+    assert json.loads(json.dumps(handing_on.give(world).data)) == data
+    assert world.run is not None
+    assert world.run.settled.is_set()
+    assert world.run.stored == run.stored
+    assert str(world.run.not_settled) == str(run.not_settled)
+    again = world.generations.get(candidate.id)
+    assert again is not None
+    assert again.output is not None
+    assert again.output.read_up_to == candidate.output.read_up_to
+    assert again.brood() == candidate.brood()
