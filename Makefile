@@ -7,7 +7,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv nginx check test test-pairs demo run bench clean
+.PHONY: help venv nginx check test test-pairs soak demo run bench bench-lost clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -19,6 +19,8 @@ help:
 	@echo 'make demo    a live nginx is upgraded, then four bad builds are rolled back (about 30 s)'
 	@echo 'make run     the supervisor in the foreground with a sample site, to try things by hand'
 	@echo 'make bench   what the supervisor adds to the time of an upgrade; what a status and the libraries cost'
+	@echo 'make bench-lost  a million requests through upgrades, rollbacks and crashes (REQUESTS=N); some minutes'
+	@echo 'make soak    random faults and upgrades, checked after each (SOAK_SECONDS=600, SOAK_SEED=N)'
 	@echo 'make check   ruff and mypy only'
 	@echo 'make venv    the virtual environment;  make nginx: the nginx builds (both done by the others)'
 	@echo 'make clean   removes .venv and tool caches; the nginx builds stay in the cache folder'
@@ -53,6 +55,11 @@ endif
 test-pairs: nginx
 	@$(VENV)/bin/pytest tests/e2e --pairs all -n 4 --dist worksteal $(PYTEST_ARGS)
 
+# Says its seed; the same one does the same deeds again.
+SOAK_SECONDS := 600
+soak: nginx
+	@$(PY) -m tests.soak.runner --seconds $(SOAK_SECONDS) $(if $(SOAK_SEED),--seed $(SOAK_SEED))
+
 demo: nginx
 	@$(PY) -m tools.demo
 
@@ -64,6 +71,10 @@ bench: nginx
 	@$(PY) -m bench.crash_restart
 	@$(PY) -m bench.cli_startup --installed
 	@$(PY) -m bench.dependencies
+
+REQUESTS := 1000000
+bench-lost: nginx
+	@$(PY) -m bench.nothing_lost --requests $(REQUESTS)
 
 clean:
 	@rm -rf $(VENV) .venv.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist *.egg-info
