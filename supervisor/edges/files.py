@@ -18,6 +18,7 @@ from typing import Protocol
 from supervisor.core.errors import OperationFailed, Refusal
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -132,6 +133,8 @@ def storing(what: str, path: Path, *, forbidden: str = "state_not_writable") -> 
         if exc.errno in _FORBIDDEN:
             remedy = "make it writable for the supervisor (systemd: ReadWritePaths=)"
             raise Refusal(forbidden, f"{cause}; {remedy}") from exc
+        if exc.errno in _NO_DESCRIPTOR:
+            raise OperationFailed("no_descriptors", f"{cause}; raise LimitNOFILE=") from exc
         raise OperationFailed("disk_error", f"{cause}; see the kernel's log") from exc
 
 

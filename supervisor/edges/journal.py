@@ -25,6 +25,7 @@ from itertools import islice
 from pathlib import Path
 
 from supervisor.edges.files import REAL_DISK, Disk, open_regular, read_regular, storing
+from supervisor.edges.files import closing as closing_fd
 
 FORMAT = 1
 LARGEST_JOURNAL = 16 * 2**20
@@ -192,28 +193,41 @@ class History:
         self._disk = disk
         self._rotate_at = rotate_at
         self._known: set[object] | None = None
+        self._synced = False  # all that is in the file, in this life
 
     def append(self, verdict: Record) -> bool:
-        """`verdict` is on disk when this returns; False if its `upgrade_id` was there before."""
+        """`verdict` is on disk when this returns; False if its `upgrade_id` was there before.
+
+        Of one that the disk does not take nothing stays behind, so that it can be tried again.
+        """
         if self._known is None:
             self._known = {verdict.get("upgrade_id") for verdict in self.entries()}
         upgrade_id = verdict.get("upgrade_id")
-        if upgrade_id is not None and upgrade_id in self._known:
+        known = upgrade_id is not None and upgrade_id in self._known
+        if known and self._synced:
             return False
         with storing("write the history", self.path):
             self._rotate_when_large()
-            fd = self._disk.open_append(self.path, mode=_FILE_MODE)
-            try:
-                # A predecessor may have been killed, or the disk full, in the middle of a line.
-                size = os.fstat(fd).st_size
-                torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
-                self._disk.write(fd, (b"\n" if torn else b"") + encode_line(0, verdict))
-                self._disk.sync(fd)
-            finally:
-                os.close(fd)
+            with closing_fd(self._disk.open_append(self.path, mode=_FILE_MODE)) as fd:
+                # A predecessor that was killed may not have come to sync what it wrote.
+                self._write(fd, b"" if known else encode_line(0, verdict))
             self._disk.sync_folder(self.path.parent)
+        self._synced = True
         self._known.add(upgrade_id)
-        return True
+        return not known
+
+    def _write(self, fd: int, line: bytes) -> None:
+        """All of `line` is on disk behind what was there, or nothing of it is in the file."""
+        size = os.fstat(fd).st_size
+        # A predecessor may have been killed, or the disk full, in the middle of a line.
+        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+        try:
+            self._disk.write(fd, (b"\n" if torn else b"") + line)
+            self._disk.sync(fd)
+        except OSError:
+            with suppress(OSError):
+                self._disk.truncate(fd, size)
+            raise
 
     def entries(self, limit: int | None = None) -> tuple[dict[str, object], ...]:
         """The last `limit` verdicts (None: all that are kept), oldest first.

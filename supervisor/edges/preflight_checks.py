@@ -34,6 +34,13 @@ async def _in_thread(function: Callable[[], T]) -> T:
 async def pid_file_names_the_master(draft: Draft) -> None:
     """USR2 renames the pid file, and breaks the master where that fails."""
     pidfile.require(draft.active.pid_path, draft.active.master)
+    folder = draft.active.pid_path.parent
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        raise Refusal(
+            "pid_file_not_writable",
+            f"cannot upgrade: {folder} takes no change, and nginx has to rename its pid file"
+            f" {draft.active.pid_path} there; make it writable (systemd: ReadWritePaths=)",
+        )
 
 
 async def no_oldbin_master(draft: Draft) -> None:

@@ -81,6 +81,8 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         (errno.EROFS, Refusal, "state_not_writable"),
         (errno.EACCES, Refusal, "state_not_writable"),
         (errno.EIO, OperationFailed, "disk_error"),
+        (errno.EMFILE, OperationFailed, "no_descriptors"),
+        (errno.ENFILE, OperationFailed, "no_descriptors"),
     ],
 )
 def test_errors_in_words(code: int, kind: type[Refusal], reason: str) -> None:
