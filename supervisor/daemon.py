@@ -27,6 +27,7 @@ from supervisor.edges.config_file import load_settings
 from supervisor.edges.control import serve_control
 from supervisor.edges.control_gate import Gate, notes_on
 from supervisor.edges.control_handover import Door
+from supervisor.edges.descriptors import RESERVE
 from supervisor.edges.files import private_folder
 from supervisor.edges.generation import Generation
 from supervisor.edges.handover import HANDLED, HandOver, Parcel, let_signals_come, receive
@@ -110,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tap = LogTap()
         configure_logs(settings.log, extra=(tap,))
         linux.become_subreaper()
+        RESERVE.fill()
         # A thread that writes must not keep the engine from a signal for 5 ms (the default).
         sys.setswitchinterval(SWITCH_INTERVAL)
         return trio.run(_run_alone, given.config, settings, tap, hand_over)

@@ -12,10 +12,11 @@ import trio
 
 from supervisor.core import commands
 from supervisor.core.actions import Operation, Run, Watch
-from supervisor.core.errors import SupervisorError
+from supervisor.core.errors import OperationFailed, SupervisorError
 from supervisor.core.events import InterruptedUpgrade, Succeeded
 from supervisor.core.model import Phase, State, Verdict, public_state
 from supervisor.core.rollback import Limits
+from supervisor.edges.descriptors import NO_DESCRIPTOR, RESERVE
 from supervisor.edges.journal import History
 from supervisor.edges.notify import Notifier
 from supervisor.edges.procfs import boot_id
@@ -35,6 +36,13 @@ from supervisor.operations import (
 )
 from supervisor.operations.world import UpgradeRun, World
 from supervisor.verdicts import Verdicts, utc_now
+
+ROOM = 16
+"""Descriptors that starting nginx takes: pipes, what its tests are run with, a file of output."""
+
+_MUST_BE_DONE = (Operation.RECOVER, Operation.START, Operation.RESCUE, Operation.ROLL_BACK,
+                 Operation.STOP)  # fmt: skip
+"""Also when no descriptor is left: what is kept in reserve is for them."""
 
 
 class NginxEffects:
@@ -73,6 +81,17 @@ class NginxEffects:
 
     async def operate(self, run: Run, state: State) -> Succeeded:
         """Carry out one long operation; see `Effects.operate`."""
+        if run.operation in _MUST_BE_DONE:
+            RESERVE.make_room(ROOM)
+        try:
+            return await self._operate(run)
+        except OSError as exc:
+            if exc.errno not in NO_DESCRIPTOR:
+                raise
+            detail = f"cannot {run.operation.value}: {exc.strerror}; raise LimitNOFILE="
+            raise OperationFailed("no_descriptors", detail.replace("_", " ")) from exc
+
+    async def _operate(self, run: Run) -> Succeeded:
         match run.operation:
             case Operation.RECOVER:
                 return await self._recover()

@@ -14,6 +14,7 @@ from supervisor.core.events import Event, MasterExited
 from supervisor.core.policy import SETTLE
 from supervisor.edges import procfs
 from supervisor.edges.capture import PIECE, Capture
+from supervisor.edges.descriptors import RESERVE
 from supervisor.edges.generation import Generation, listens_no_more
 from supervisor.edges.linux import ExitStatus
 from supervisor.edges.process import Process
@@ -138,6 +139,7 @@ async def watch(
                 if pid not in watched:
                     watched.add(pid)
                     nursery.start_soon(worker, process)
+            _tell_descriptors(world)
             note_foreign_master(world, generation, brood)
             was_stopped, stopped = stopped, generation.master.stopped
             if stopped is not was_stopped:
@@ -180,6 +182,22 @@ def _is_told_to_quit(generation: Generation, brood: procfs.Brood) -> bool:
     if brood.accepting or brood.starting or not brood.draining:
         return False
     return listens_no_more(generation.master)
+
+
+def _tell_descriptors(world: World) -> None:
+    """Say it once, and again when it is over: probes and clients are the first to feel it."""
+    RESERVE.fill()
+    was_short, world.told_short = world.told_short, RESERVE.was_needed()
+    if was_short is world.told_short:
+        return
+    if world.told_short:
+        detail = (
+            "no descriptor is left but the reserve: probes cannot ask, clients are not answered, "
+            "an upgrade is not begun; raise LimitNOFILE=, or see who keeps so many open"
+        )
+        world.log.error("supervisor.no_descriptors", detail=detail)
+    else:
+        world.log.info("supervisor.descriptors_back")
 
 
 def _tell_stopped(world: World, generation: Generation, *, stopped: bool) -> None:

@@ -15,7 +15,7 @@ import trio
 from supervisor.core.observation import DETAIL_BYTES, Outcome
 from supervisor.core.probe_settings import ExecProbe
 from supervisor.edges import linux
-from supervisor.edges.probe_finding import Finding, Progress, within
+from supervisor.edges.probe_finding import Finding, Progress, outcome_of, within
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _LAST_WORDS = 0.05
@@ -53,7 +53,7 @@ async def check_exec(
             with trio.CancelScope(shield=True):  # a process that was made is also ended
                 process = await _start(probe, identity, environment)
         except _CannotRunError as exc:
-            return progress.finding(Outcome.FAIL, str(exc))
+            return progress.finding(outcome_of(exc), str(exc))
         assert process is not None
         progress.began = trio.current_time()
         output = bytearray()

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Protocol
 
 from supervisor.core.errors import OperationFailed, Refusal
+from supervisor.edges.descriptors import NO_DESCRIPTOR, RESERVE
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_NO_DESCRIPTOR = frozenset({errno.EMFILE, errno.ENFILE})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 _WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
@@ -69,12 +69,12 @@ class RealDisk:
     def create(self, path: Path, *, mode: int) -> int:
         """See Disk."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        return os.open(path, flags, mode)
+        return RESERVE.open(lambda: os.open(path, flags, mode))
 
     def open_append(self, path: Path, *, mode: int) -> int:
         """See Disk."""
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-        fd = os.open(path, flags, mode)
+        fd = RESERVE.open(lambda: os.open(path, flags, mode))
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise OSError(errno.EINVAL, "not a regular file", str(path))
@@ -96,7 +96,8 @@ class RealDisk:
 
     def sync_folder(self, path: Path) -> None:
         """See Disk."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        fd = RESERVE.open(lambda: os.open(path, flags))
         try:
             os.fsync(fd)
         finally:
@@ -133,7 +134,7 @@ def storing(what: str, path: Path, *, forbidden: str = "state_not_writable") -> 
         if exc.errno in _FORBIDDEN:
             remedy = "make it writable for the supervisor (systemd: ReadWritePaths=)"
             raise Refusal(forbidden, f"{cause}; {remedy}") from exc
-        if exc.errno in _NO_DESCRIPTOR:
+        if exc.errno in NO_DESCRIPTOR:
             raise OperationFailed("no_descriptors", f"{cause}; raise LimitNOFILE=") from exc
         raise OperationFailed("disk_error", f"{cause}; see the kernel's log") from exc
 
@@ -169,7 +170,8 @@ def write_atomically(disk: Disk, path: Path, data: bytes, *, mode: int = 0o600) 
 
 def open_regular(path: Path) -> int:
     """A regular file, open for reading; a symlink, fifo or device raises OSError at once."""
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    fd = RESERVE.open(lambda: os.open(path, flags))
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise OSError(errno.EINVAL, "not a regular file", str(path))

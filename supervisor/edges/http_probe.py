@@ -16,6 +16,7 @@ from supervisor.edges.probe_finding import (
     Progress,
     cause_of,
     connect,
+    outcome_of,
     trace,
     within,
 )
@@ -53,7 +54,7 @@ async def check_http(
         try:
             stream = await connect(address)
         except OSError as exc:
-            return progress.finding(Outcome.FAIL, f"cannot connect: {cause_of(exc)}")
+            return progress.finding(outcome_of(exc), f"cannot connect: {cause_of(exc)}")
         async with stream:
             progress.doing = "waiting for a worker to accept"
             progress.worker_pid = await trace(stream, owner, patient=True)

@@ -13,6 +13,7 @@ import struct
 from dataclasses import dataclass
 
 from supervisor.core.errors import OperationFailed
+from supervisor.edges.descriptors import RESERVE
 
 _PR_SET_CHILD_SUBREAPER = 36
 _SYS_PIDFD_GETFD = 438  # the same number on every architecture that uses the generic table
@@ -108,7 +109,7 @@ def reap(pidfd: int) -> ExitStatus | None:
 def open_pidfd(pid: int) -> int | None:
     """A pidfd for `pid`, close-on-exec; None when there is no such process."""
     try:
-        return os.pidfd_open(pid)
+        return RESERVE.open(lambda: os.pidfd_open(pid))
     except OSError as exc:
         if exc.errno in (errno.ESRCH, errno.EINVAL):
             return None

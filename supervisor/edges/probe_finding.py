@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -67,17 +68,32 @@ async def connect(address: Address) -> trio.SocketStream:
     return await trio.open_tcp_stream(address.host, address.port)
 
 
+_OUR_OWN_LACK = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+def outcome_of(exc: BaseException) -> Outcome:
+    """What a connection that cannot be made says of the server: nothing, where we lack means."""
+    inner = _innermost(exc)
+    lacking = isinstance(inner, OSError) and inner.errno in _OUR_OWN_LACK
+    return Outcome.INCONCLUSIVE if lacking else Outcome.FAIL
+
+
 def cause_of(exc: BaseException) -> str:
     """The innermost cause in the kernel's or the resolver's words: trio wraps them."""
+    inner = _innermost(exc)
+    if isinstance(inner, OSError) and not isinstance(inner, trio.socket.gaierror) and inner.errno:
+        return os.strerror(inner.errno)
+    return getattr(inner, "strerror", None) or str(inner)
+
+
+def _innermost(exc: BaseException) -> BaseException:
     while True:
         if isinstance(exc, BaseExceptionGroup):
             exc = exc.exceptions[0]
         elif isinstance(exc.__cause__, OSError | BaseExceptionGroup):
             exc = exc.__cause__
-        elif isinstance(exc, OSError) and not isinstance(exc, trio.socket.gaierror) and exc.errno:
-            return os.strerror(exc.errno)
         else:
-            return getattr(exc, "strerror", None) or str(exc)
+            return exc
 
 
 async def trace(stream: trio.SocketStream, owner: Owner | None, *, patient: bool) -> int | None:

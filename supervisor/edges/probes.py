@@ -33,6 +33,7 @@ from supervisor.edges.probe_finding import (
     Progress,
     cause_of,
     connect,
+    outcome_of,
     trace,
     within,
 )
@@ -292,7 +293,7 @@ async def _check_tcp(probe: TcpProbe, address: Address, owner: Owner | None) -> 
         try:
             stream = await connect(address)
         except OSError as exc:
-            return progress.finding(Outcome.FAIL, f"cannot connect: {cause_of(exc)}")
+            return progress.finding(outcome_of(exc), f"cannot connect: {cause_of(exc)}")
         took = progress.elapsed
         async with stream:
             worker = await trace(stream, owner, patient=True)

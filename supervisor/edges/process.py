@@ -9,6 +9,7 @@ import time
 import trio
 
 from supervisor.edges import linux, procfs
+from supervisor.edges.descriptors import RESERVE
 
 
 class Process:
@@ -82,7 +83,7 @@ class Process:
         if self._pidfd < 0:
             await trio.lowlevel.checkpoint()
             return
-        fd = os.dup(self._pidfd)
+        fd = RESERVE.open(lambda: os.dup(self._pidfd))
         try:
             await trio.lowlevel.wait_readable(fd)
         finally:

@@ -14,6 +14,8 @@ from enum import Enum
 from signal import Signals
 from typing import Final
 
+from supervisor.edges.descriptors import RESERVE
+
 _PF_FORKNOEXEC: Final = 0x40
 _MASTER: Final = b": master process"
 _WORKER: Final = b": worker process"
@@ -73,7 +75,8 @@ def children(pid: int) -> list[int]:
 
 def everyone() -> list[int]:
     """The pids of all processes."""
-    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    with RESERVE.borrowed(lambda: os.listdir("/proc")) as names:
+        return [int(name) for name in names if name.isdigit()]
 
 
 def is_master(pid: int) -> bool:
@@ -234,7 +237,7 @@ def brood_of(pids: Iterable[int], starts: Mapping[int, int] | None = None) -> Br
 
 def _read(path: str) -> bytes:
     try:
-        with open(path, "rb", buffering=0) as file:
+        with RESERVE.borrowed(lambda: open(path, "rb", buffering=0)) as opened, opened as file:
             parts = []
             while part := file.read(65536):
                 parts.append(part)

@@ -191,28 +191,6 @@ def test_promote_and_rollback_of_nothing(oldest: Build) -> None:
 # --- the machine -------------------------------------------------------------------------------
 
 
-def test_a_full_state_directory(oldest: Build, newest: Build, tmp_path: Path) -> None:
-    library, flag = tmp_path / "full_disk.so", tmp_path / "full"
-    source = Path(__file__).with_name("full_disk.c")
-    subprocess.run(
-        ["gcc", "-shared", "-fPIC", "-Wall", "-Werror", "-o", library, source, "-ldl"], check=True
-    )
-    with site.make(oldest) as one, supervised.on(one) as nginx:
-        nginx.environment = {
-            "LD_PRELOAD": str(library),
-            "FULL_DISK": str(one.folder / "state"),
-            "FULL_DISK_FLAG": str(flag),
-        }
-        nginx.start()
-        master = nginx.masters()[0].pid
-        flag.touch()
-        assert_refused(nginx.ctl("upgrade", newest.path), "no_space")
-        flag.unlink()
-        assert nginx.masters()[0].pid == master
-        checks.assert_settled(nginx, oldest, sha256(oldest.path))
-        assert nginx.ctl("upgrade", newest.path).code == 0
-
-
 def test_a_new_listener_on_a_port_that_someone_holds(oldest: Build, newest: Build) -> None:
     with untouched(oldest) as nginx, socket.socket() as foreign:
         one = nginx.site

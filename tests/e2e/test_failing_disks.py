@@ -1,18 +1,19 @@
-"""Disks that are full, read-only or broken, and no descriptor left: nginx serves, and it is said."""
+"""Disks that are full, read-only or broken, and no descriptor left: nginx serves on."""
 
 from __future__ import annotations
 
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import EACCES, EIO, EMFILE, ENOSPC, EROFS
+from errno import EIO, EMFILE, ENOSPC, EROFS
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import checks, site, supervised
+from tests.e2e.harness import checks, processes, site, supervised
 from tests.e2e.harness.bare import until
 from tests.e2e.harness.disk import Shim, build_shim, full, read_only, small_disk
 from tests.e2e.harness.site import sha256
@@ -256,12 +257,46 @@ def test_the_folder_of_the_control_socket_is_read_only(oldest: Build) -> None:
 
 @contextmanager
 def without_descriptors(nginx: Supervised) -> Iterator[None]:
-    """The supervisor can open nothing more."""
+    """The supervisor can open nothing more but what it holds in reserve."""
     before = resource.prlimit(nginx.pid, resource.RLIMIT_NOFILE)
     used = {int(name) for name in os.listdir(f"/proc/{nginx.pid}/fd")}
+    for _ in range(20):  # a probe's connection comes and goes
+        used &= {int(name) for name in os.listdir(f"/proc/{nginx.pid}/fd")}
+        time.sleep(0.005)
     lowest = next(number for number in range(4096) if number not in used)
     resource.prlimit(nginx.pid, resource.RLIMIT_NOFILE, (lowest, before[1]))
     try:
         yield
     finally:
         resource.prlimit(nginx.pid, resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize("dies", ["nobody", "a worker", "the candidate"])
+def test_no_descriptor_is_left(oldest: Build, newest: Build, dies: str) -> None:
+    """What the supervisor cannot ask says nothing against anybody; what happens is still seen."""
+    with site.make(oldest) as one, supervised.running(one) as nginx:
+        with under_load(nginx):
+            client = nginx.begin("upgrade", newest.path, "--hold")
+            nginx.until_phase("held")
+            new = nginx.masters()[-1]
+            with without_descriptors(nginx):
+                until("it is said", lambda: "supervisor.no_descriptors" in nginx.log_text())
+                if dies == "a worker":
+                    os.kill(min(one.pid for one in processes.children(new.pid)), signal.SIGKILL)
+                elif dies == "the candidate":
+                    os.kill(new.pid, signal.SIGKILL)
+                if dies != "nobody":
+                    until("the rollback", lambda: '"rolled_back"' in nginx.log_text())
+            until("it is over", lambda: "supervisor.descriptors_back" in nginx.log_text())
+            if dies == "nobody":
+                assert nginx.in_phase("held")
+                assert nginx.ctl("promote").code == 0
+            answer = nginx.end(client)
+            expected = {
+                "nobody": (0, "healthy"), "a worker": (4, "worker_died"),
+                "the candidate": (4, "candidate_exited"),
+            }  # fmt: skip
+            assert (answer.code, answer.reason) == expected[dies], answer
+            served = newest if dies == "nobody" else oldest
+            checks.assert_settled(nginx, served, sha256(served.path))
+        assert "operation.bug" not in nginx.log_text()
