@@ -2,7 +2,8 @@
 
     python -m bench.nothing_lost [--requests N] [--reuseport] [--json FILE]
 
-Requests on new connections, as many as two processes can make, go on without a pause while nginx is
+Requests on new connections, as many as two processes can make, and beside them always sixteen whose
+answer takes nginx a third of a second, go on without a pause while nginx is
 upgraded, rolled back, and killed: the master alone, the master with all its workers, a worker, a
 candidate, the old master, and the supervisor. Before a process is killed it is stopped and asked
 (through /proc) whose connections it has accepted. Every request that failed is then one of these:
@@ -27,16 +28,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.e2e.harness import checks, site, supervised
-from tests.e2e.harness.site import Options
+from tests.e2e.harness import checks, supervised
 from tests.soak import deeds
-from tests.soak.world import SETTINGS, World, good_offers
+from tests.soak.world import SETTINGS, World, good_offers, site_of
 from tools.casualties import unexplained
 from tools.quick_load import Failure, QuickLoad, QuickPlan, Tally
 
 REQUESTS = 1_000_000
 TIMEOUT = 5.0
 AT_ONCE = 12
+SLOW = 8
 ROUND = (
     "upgrade",
     "crash_of_everything",
@@ -91,6 +92,7 @@ class Result:
         return {
             "requests": total.sent,
             "ok": total.ok,
+            "slow": total.slow,
             "seconds": round(self.seconds, 1),
             **{cause: total.failed[cause] for cause in causes},
             "matched": sum(self.matched.values()),
@@ -110,7 +112,7 @@ class Result:
         told = self.as_json()
         lines = [
             f"{told['requests']} requests on new connections in {told['seconds']} s,"
-            f" {told['ok']} answered",
+            f" {told['ok']} answered ({told['slow']} slow ones)",
             f"  refused {told['refused']}   timed out {told['timeout']}   bad {told['bad']}"
             f"   other {told['other']}",
             f"  reset {told['reset']}   closed before the answer was whole {told['cut']}:"
@@ -132,17 +134,17 @@ def _counts(counter: Counter[str]) -> str:
     return ", ".join(f"{number} {name}" for name, number in sorted(counter.items())) or "none"
 
 
-def measure(requests: int, *, options: Options, say: Callable[[str], None]) -> Result:
+def measure(requests: int, *, reuseport: bool, say: Callable[[str], None]) -> Result:
     """Do the deeds under load until there were so many requests; what it cost."""
     offers = good_offers()
     result = Result()
     rounds = max(1, math.ceil(UPGRADES / UPGRADES_A_ROUND * requests / REQUESTS))
     settings = {**SETTINGS}
-    settings["restart"] = {**settings["restart"], "hold_reuseport": options.reuseport}
+    settings["restart"] = {**settings["restart"], "hold_reuseport": reuseport}
     with (
-        site.make(offers[0].build, options) as one,
+        site_of(offers[0].build, reuseport=reuseport) as one,
         supervised.running(one, settings) as nginx,
-        QuickLoad(QuickPlan(port=one.port, at_once=AT_ONCE, timeout=TIMEOUT)) as load,
+        QuickLoad(QuickPlan(port=one.port, at_once=AT_ONCE, slow=SLOW, timeout=TIMEOUT)) as load,
     ):
         world = World(nginx, offers[0], offers)
         world.quiet()
@@ -191,8 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sys.stderr.isatty():
             sys.stderr.write(text)
 
-    options = Options(reuseport=given.reuseport)
-    result = measure(given.requests, options=options, say=say)
+    result = measure(given.requests, reuseport=given.reuseport, say=say)
     if given.json is not None:
         given.json.write_text(json.dumps(result.as_json(), indent=2) + "\n", encoding="utf-8")
     sys.stdout.write(f"{result}\n")

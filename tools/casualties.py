@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
-import sys
+import socket
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from supervisor.edges import linux
 from tools.quick_load import Failure
 
 STOP_LIMIT = 10.0
@@ -24,9 +24,6 @@ NEAR = 5.0
 """Seconds after a kill within which a client has noticed it: it waits no longer for an answer."""
 
 Peer = tuple[str, int]
-
-_LISTENS = "0A"
-_SOCKET = re.compile(r"socket:\[(\d+)\]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,36 +102,44 @@ def _state(pid: int) -> str:
 
 
 def _accepted(pid: int, port: int) -> frozenset[Peer]:
-    """The other ends of the connections to `port` that a stopped process has."""
-    try:
-        inodes = _sockets(pid)
-    except FileNotFoundError:
+    """The other ends of the connections to `port` that a stopped process has.
+
+    Each of its sockets is asked through a duplicate, which is closed before it is killed. To look
+    for them in /proc/net/tcp would take seconds where that is long, and clients would wait.
+    """
+    pidfd = linux.open_pidfd(pid)
+    if pidfd is None:
         return frozenset()
-    rows = _connections(port) if inodes else {}
-    return frozenset(rows[inode] for inode in inodes if inode in rows)
+    try:
+        peers = [_peer(pidfd, number, port) for number in _sockets(pid)]
+    finally:
+        os.close(pidfd)
+    return frozenset(peer for peer in peers if peer is not None)
 
 
-def _sockets(pid: int) -> set[int]:
-    found = set()
-    for one in Path(f"/proc/{pid}/fd").iterdir():
-        match = _SOCKET.fullmatch(os.readlink(one))
-        if match:
-            found.add(int(match[1]))
-    return found
+def _sockets(pid: int) -> list[int]:
+    """Its descriptors that are sockets."""
+    folder = f"/proc/{pid}/fd"
+    try:
+        return [
+            int(name)
+            for name in os.listdir(folder)
+            if os.readlink(f"{folder}/{name}").startswith("socket:")
+        ]
+    except FileNotFoundError:
+        return []  # it has gone
 
 
-def _connections(port: int) -> dict[int, Peer]:
-    """The other ends of all connections to `port` that a process has, by inode (proc(5))."""
-    found = {}
-    own_end = f":{port:04X}"
-    with open("/proc/net/tcp", encoding="ascii") as table:
-        next(table)
-        for line in table:
-            if own_end not in line:
-                continue
-            fields = line.split()
-            if fields[1].endswith(own_end) and fields[3] != _LISTENS and fields[9] != "0":
-                host, _, number = fields[2].partition(":")
-                raw = int(host, 16).to_bytes(4, sys.byteorder)
-                found[int(fields[9])] = (".".join(map(str, raw)), int(number, 16))
-    return found
+def _peer(pidfd: int, number: int, port: int) -> Peer | None:
+    try:
+        duplicate = linux.take_fd(pidfd, number)
+    except ProcessLookupError:
+        return None
+    with socket.socket(fileno=duplicate) as found:
+        if found.family != socket.AF_INET or found.getsockname()[1] != port:
+            return None
+        try:
+            host, peer_port = found.getpeername()
+        except OSError:  # it listens, or its client has gone
+            return None
+        return host, peer_port

@@ -36,6 +36,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tools.load_client import big_content
+
 ANSWER_LIMIT = 30.0
 """Seconds within which a process must answer; more than any request may take."""
 KEPT = 20_000
@@ -62,6 +64,9 @@ class QuickPlan:
     timeout: float = 5.0
     path: str = "/"
     body: str = "ok\n"
+    slow: int = 0  # of each process, beside those at once: big answers that the server sends slowly
+    slow_path: str = "/slow"
+    slow_size: int = 24 * 1024  # of `big_content`
     first_source: int = 2  # requests come from 127.0.0.N and the next seven addresses
 
 
@@ -87,6 +92,8 @@ class Tally:
     """What was counted; `sent` equals `ok` plus all of `failed`."""
 
     ok: int = 0
+    slow: int = 0
+    """How many of `ok` were slow ones; `latencies` has only the others."""
     failed: Counter[str] = field(default_factory=Counter)
     versions: Counter[str] = field(default_factory=Counter)
     latencies: Counter[int] = field(default_factory=Counter)
@@ -103,6 +110,7 @@ class Tally:
     def add(self, other: Tally) -> None:
         """Count what `other` counted, too."""
         self.ok += other.ok
+        self.slow += other.slow
         self.failed += other.failed
         self.versions += other.versions
         self.latencies += other.latencies
@@ -123,6 +131,7 @@ class Tally:
         """For the pipe."""
         return {
             "ok": self.ok,
+            "slow": self.slow,
             "failed": dict(self.failed),
             "versions": dict(self.versions),
             "latencies": list(self.latencies.items()),
@@ -136,6 +145,7 @@ def from_json(told: dict[str, Any]) -> Tally:
     """What `as_json` wrote."""
     return Tally(
         ok=told["ok"],
+        slow=told["slow"],
         failed=Counter(told["failed"]),
         versions=Counter(told["versions"]),
         latencies=Counter(dict(told["latencies"])),
@@ -148,13 +158,27 @@ def from_json(told: dict[str, Any]) -> Tally:
 # --- the client -----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """What one kind of request sends, and how a good answer ends."""
+
+    text: bytes
+    end: bytes
+
+
+def _asked(path: str, body: bytes) -> _Asked:
+    text = f"GET {path} HTTP/1.1\r\nHost: site.test\r\nConnection: close\r\n\r\n"
+    return _Asked(text.encode(), b"\r\n\r\n" + body)
+
+
 class _Request:
     """One request under way."""
 
-    __slots__ = ("address", "began", "data", "port", "sent", "socket")
+    __slots__ = ("address", "asked", "began", "data", "port", "sent", "socket")
 
-    def __init__(self, made: socket.socket, address: str, began: float) -> None:
+    def __init__(self, made: socket.socket, asked: _Asked, address: str, began: float) -> None:
         self.socket = made
+        self.asked = asked
         self.address = address
         self.began = began
         self.port = 0
@@ -167,9 +191,9 @@ class Client:
 
     def __init__(self, plan: QuickPlan) -> None:
         self._plan = plan
-        text = f"GET {plan.path} HTTP/1.1\r\nHost: site.test\r\nConnection: close\r\n\r\n"
-        self._text = text.encode()
-        self._end = b"\r\n\r\n" + plan.body.encode()
+        self._quick = _asked(plan.path, plan.body.encode())
+        self._slow = _asked(plan.slow_path, big_content(0, plan.slow_size))
+        self._slow_live = 0
         self._target = (plan.address, plan.port)
         self._sources = [f"127.0.0.{plan.first_source + number}" for number in range(8)]
         self._tally = Tally()
@@ -203,28 +227,31 @@ class Client:
     def _begin_more(self, now: float) -> float:
         """Begin what is due; how long to wait for whatever comes next."""
         plan = self._plan
+        while self._slow_live < plan.slow and not self._all_begun() and self._begin(self._slow):
+            pass
         for _ in range(plan.at_once):  # not for ever where all are refused at once
-            if self._stopping or len(self._live) >= plan.at_once:
+            if self._all_begun() or len(self._live) - self._slow_live >= plan.at_once:
                 break
-            if plan.requests and self._begun >= plan.requests:
-                return _SWEEP
             if plan.rate:
                 if self._due > now:
                     return min(_SWEEP, self._due - now)
                 # Who was held up does not make up for it: that would be a burst.
                 self._due = max(self._due, now - 0.1) + 1 / plan.rate
-            if not self._begin():
-                return _SWEEP
+            if not self._begin(self._quick):
+                break
         return _SWEEP
 
-    def _begin(self) -> bool:
+    def _all_begun(self) -> bool:
+        return self._stopping or 0 < self._plan.requests <= self._begun
+
+    def _begin(self, asked: _Asked) -> bool:
         """Begin one; False where this machine has no port for it."""
         made = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
         made.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
         address = self._sources[self._begun % len(self._sources)]
         made.bind((address, 0))
-        request = _Request(made, address, time.monotonic())
+        request = _Request(made, asked, address, time.monotonic())
         code = made.connect_ex(self._target)
         if code == errno.EADDRNOTAVAIL:
             self._tally.no_port += 1
@@ -233,6 +260,7 @@ class Client:
         request.port = made.getsockname()[1]
         self._begun += 1
         self._live[made.fileno()] = request
+        self._slow_live += asked is self._slow
         if code not in (0, errno.EINPROGRESS):
             self._fail(request, OSError(code, os.strerror(code)))
             return True
@@ -246,7 +274,7 @@ class Client:
     def _send(self, request: _Request) -> bool:
         """Whether the request was sent; it is a few dozen bytes and goes whole or not at all."""
         try:
-            request.sent = request.socket.send(self._text) == len(self._text)
+            request.sent = request.socket.send(request.asked.text) == len(request.asked.text)
         except BlockingIOError:
             return False
         except OSError as exc:
@@ -272,10 +300,12 @@ class Client:
     def _check(self, request: _Request) -> None:
         """The server has closed: is the answer whole and right?"""
         data = request.data
-        if data.startswith(b"HTTP/1.1 200 ") and data.endswith(self._end):
-            ended = time.monotonic()
+        if data.startswith(b"HTTP/1.1 200 ") and data.endswith(request.asked.end):
             self._tally.ok += 1
-            self._tally.latencies[int((ended - request.began) * TICKS)] += 1
+            if request.asked is self._slow:
+                self._tally.slow += 1
+            else:
+                self._tally.latencies[int((time.monotonic() - request.began) * TICKS)] += 1
             version = data.partition(b"X-Version: ")[2].partition(b"\r")[0]
             self._tally.versions[version.decode("latin-1")] += 1
             self._drop(request)
@@ -306,6 +336,7 @@ class Client:
 
     def _drop(self, request: _Request) -> None:
         del self._live[request.socket.fileno()]
+        self._slow_live -= request.asked is self._slow
         request.socket.close()  # which takes it out of the epoll, too
 
     def _give_up(self) -> None:

@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from tests.e2e.harness import site, supervised
-from tests.e2e.harness.site import Options
+from tests.e2e.harness import supervised
 from tests.soak.deeds import DEEDS
 from tests.soak.oracle import Oracle
-from tests.soak.world import SETTINGS, World, good_offers
+from tests.soak.world import SETTINGS, World, good_offers, site_of
 from tools.quick_load import QuickLoad, QuickPlan, Tally
 
 RATE = 200.0
+SLOW = 4
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,10 +72,10 @@ def soak(
     offers = good_offers()
     summary = Summary(seed=seed)
     with (
-        site.make(offers[0].build, Options(main="worker_shutdown_timeout 10s;")) as one,
+        site_of(offers[0].build) as one,
         supervised.running(one, SETTINGS) as nginx,
         QuickLoad(
-            QuickPlan(port=one.port, processes=1, at_once=8, rate=RATE, timeout=20.0)
+            QuickPlan(port=one.port, processes=1, at_once=8, rate=RATE, slow=SLOW, timeout=20.0)
         ) as load,
     ):
         world = World(nginx, offers[0], offers)

@@ -3,29 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 from subprocess import Popen
 from typing import Any
 
+from tests.e2e.harness import site
 from tests.e2e.harness.bare import until
 from tests.e2e.harness.processes import Seen
-from tests.e2e.harness.site import sha256
+from tests.e2e.harness.site import Options, Site, sha256
 from tests.e2e.harness.supervised import Answer, Supervised
 from tools import casualties
 from tools.casualties import Killed
+from tools.load_client import big_content
 from tools.nginx_builds import builds, candidate
 from tools.nginx_cache import Build
 from tools.quick_load import Failure
 
 LIMIT = 60.0
 """Seconds for what takes one on an idle machine."""
+SLOW = """\
+location = /slow {{
+    # A third of a second for 24 KiB, in three parts: there is always somebody in the middle of it.
+    alias {place};
+    sendfile_max_chunk 8k;
+    limit_rate 64k;
+}}
+"""
+SLOW_SIZE = 24 * 1024
 SETTINGS: dict[str, Any] = {
     "upgrade": {
         "start_timeout": "4s",
-        "rollback_quit_timeout": "1s",
+        "rollback_quit_timeout": "3s",
         "rollback_term_timeout": "500ms",
     },
     # Crashes are what this is about: they come quicker than anywhere else.
@@ -45,6 +57,17 @@ class Offer:
     build: Build
     path: Path
     sha: str
+
+
+@contextmanager
+def site_of(build: Build, *, reuseport: bool = False) -> Iterator[Site]:
+    """A site with slow answers, too, which are being sent whenever somebody dies."""
+    main = "worker_shutdown_timeout 10s;"
+    with site.make(build, Options(reuseport=reuseport, main=main)) as one:
+        place = one.folder / "www" / "slow"
+        place.write_bytes(big_content(0, SLOW_SIZE))
+        one.configure(replace(one.options, server=SLOW.format(place=place)))
+        yield one
 
 
 def good_offers() -> list[Offer]:
