@@ -65,13 +65,16 @@ class ExitStatus:
     def __str__(self) -> str:
         if self.signal is not None:
             return f"ended by signal {self.signal}"
-        return "ended" if self.code is None else f"exited with code {self.code}"
+        if self.code is None:
+            return "ended, and how is not known: it is no child of the supervisor"
+        return f"exited with code {self.code}"
 
 
 UNKNOWN_EXIT = ExitStatus()
 
 
-def _decode_wait_status(status: int) -> ExitStatus:
+def decode_wait_status(status: int) -> ExitStatus:
+    """What wait(2) tells, as a value."""
     if os.WIFSIGNALED(status):
         return ExitStatus(signal=os.WTERMSIG(status))
     return ExitStatus(code=os.WEXITSTATUS(status))
@@ -90,7 +93,7 @@ def exit_status_of_stranger(pidfd: int) -> ExitStatus:
     fields = _PIDFD_INFO.unpack(request)
     if not fields[0] & _PIDFD_INFO_EXIT:
         return UNKNOWN_EXIT
-    return _decode_wait_status(fields[_EXIT_CODE_FIELD])
+    return decode_wait_status(fields[_EXIT_CODE_FIELD])
 
 
 def reap(pidfd: int) -> ExitStatus | None:

@@ -92,8 +92,9 @@ class Process:
     async def exit_status(self) -> linux.ExitStatus:
         """Reap it if it is ours, and tell how it ended; call after `wait_exited`.
 
-        A process with another parent is told only once that parent has reaped it, of which there
-        is no event: a bounded look, and "unknown" where it takes longer or the kernel is older.
+        A process with another parent is told by its zombie, and by the kernel from 6.15 on once
+        that parent has reaped it. Of neither is there an event: a bounded look, and "unknown" where
+        an older kernel's parent was quicker.
         """
         for _ in range(40):
             if self._pidfd < 0:
@@ -101,6 +102,9 @@ class Process:
             status = linux.reap(self._pidfd)
             if status is not None and status != linux.UNKNOWN_EXIT:
                 return status
+            told = procfs.zombie_status(self.pid, self.start)
+            if told is not None:
+                return linux.decode_wait_status(told)
             await trio.sleep(0.0005)
         return linux.UNKNOWN_EXIT
 

@@ -67,6 +67,25 @@ def read_stat(pid: int) -> Stat | None:
     )
 
 
+def zombie_status(pid: int, start: int) -> int | None:
+    """How the zombie `pid` ended, as wait(2) will tell its parent; None where it is none.
+
+    Field 52 of its stat file, which is 0 for whoever may not look at the process (proc(5)).
+    """
+    stat = read_stat(pid)
+    if stat is None or stat.alive or stat.start != start:
+        return None
+    raw = _read(f"/proc/{pid}/stat")
+    fields = raw[raw.rfind(b")") + 2 :].split()
+    try:
+        os.readlink(f"/proc/{pid}/exe")
+    except FileNotFoundError:  # a zombie has no program any more: we may look, then
+        return int(fields[49]) if len(fields) > 49 and fields[19] == b"%d" % start else None
+    except OSError:
+        pass
+    return None
+
+
 def children(pid: int) -> list[int]:
     """The children of `pid` now, zombies as well; empty when it is gone."""
     raw = _read(f"/proc/{pid}/task/{pid}/children")

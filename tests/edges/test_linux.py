@@ -186,7 +186,7 @@ def test_a_refused_subreaper_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch
 def test_exit_statuses_in_words() -> None:
     assert str(ExitStatus(code=1)) == "exited with code 1"
     assert str(ExitStatus(signal=9)) == "ended by signal 9"
-    assert str(UNKNOWN_EXIT) == "ended"
+    assert "how is not known" in str(UNKNOWN_EXIT)
     assert ExitStatus(code=0).orderly
     assert not ExitStatus(code=1).orderly
     assert not UNKNOWN_EXIT.orderly

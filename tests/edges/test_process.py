@@ -159,17 +159,48 @@ async def test_the_end_of_a_stranger() -> None:
         process.close()
 
 
-async def test_the_end_of_a_stranger_on_an_older_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def older_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object) -> int:
         raise OSError(25, "Inappropriate ioctl for device")
 
     monkeypatch.setattr(fcntl, "ioctl", unknown)
+
+
+@pytest.mark.usefixtures("older_kernel")
+@pytest.mark.parametrize("ending", ["kill -9 $$", "exit 3"])
+async def test_the_end_of_a_stranger_that_nobody_has_reaped_yet(ending: str) -> None:
+    """Its parent sleeps: the zombie tells, on every kernel."""
+    script = f"sh -c 'read x; {ending}' <&0 & echo $!; exec sleep 60"
+    with subprocess.Popen(
+        ["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdin is not None
+        process = _open(int(parent.stdout.readline()))
+        assert procfs.zombie_status(process.pid, process.start) is None  # it lives
+        parent.stdin.write(b"\n")
+        parent.stdin.close()
+        with trio.fail_after(LIMIT):
+            await process.wait_exited()
+            status = await process.exit_status()
+        expected = ExitStatus(code=3) if ending == "exit 3" else ExitStatus(signal=signal.SIGKILL)
+        assert status == expected
+        assert procfs.zombie_status(process.pid, process.start + 1) is None  # another process
+        process.close()
+        parent.kill()
+
+
+@pytest.mark.usefixtures("older_kernel")
+async def test_the_end_of_a_stranger_on_an_older_kernel() -> None:
+    """Its parent has reaped it before we have looked: then nobody tells."""
     with subprocess.Popen(
         ["sh", "-c", "sleep 60 & echo $!; wait $!; exit 0"], stdout=subprocess.PIPE
     ) as parent:
         assert parent.stdout is not None
         process = _open(int(parent.stdout.readline()))
         process.send(signal.SIGKILL)
+        parent.wait()
         with trio.fail_after(LIMIT):
             await process.wait_exited()
             assert await process.exit_status() == UNKNOWN_EXIT
