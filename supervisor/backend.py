@@ -76,9 +76,7 @@ class Backend:
             last_verdict=self._effects.last_verdict,
             upgrade=self._running_upgrade(),
             next_start=self._engine.next_start(),
-            drain_left=max(
-                0.0, self._world.settings.upgrade.drain_timeout - self._engine.elapsed()[1]
-            ),
+            drain_left=self._effects.drain_left(),
             started=self.started,
             replaced=self.replaced,
         )

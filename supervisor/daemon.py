@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ from supervisor.edges.generation import Generation
 from supervisor.edges.handover import HANDLED, HandOver, Parcel, let_signals_come, receive
 from supervisor.edges.held import HeldListeners
 from supervisor.edges.journal import History, Journal
-from supervisor.edges.lock import SupervisorLock
+from supervisor.edges.lock import SupervisorLock, lock_path
 from supervisor.edges.log_tap import LogTap
 from supervisor.edges.logs import configure_logs
 from supervisor.edges.notify import Notifier
@@ -174,6 +174,14 @@ class Locks:
     def _give(self) -> Parcel:
         return Parcel(fds=tuple(one.fd for one in self._held.values() if one.fd is not None))
 
+    def keep_only(self, pid_paths: Collection[str]) -> None:
+        """Give up the locks on all other pid files: another supervisor may have those now."""
+        wanted = {lock_path(Path(one)) for one in pid_paths}
+        for path in self._held.keys() - wanted:
+            lock = self._held.pop(path)
+            self._handed = tuple(fd for fd in self._handed if fd != lock.fd)
+            lock.release()
+
     def release(self) -> None:
         """Give all locks up."""
         for lock in self._held.values():
@@ -265,6 +273,7 @@ def build(
         watch=watch_generation,
         background=nursery.start_soon,
         lock=locks.take,
+        keep_locks=locks.keep_only,
         held=HeldListeners(
             enabled=settings.restart.hold_listeners, with_reuseport=settings.restart.hold_reuseport
         ),

@@ -201,7 +201,10 @@ class NginxEffects:
 
     async def reload(self) -> tuple[str, str]:
         """Reload the active generation; see `Effects.reload`."""
-        return await reload.reload(self._world)
+        try:
+            return await reload.reload(self._world)
+        finally:
+            self._world.release_old_locks()
 
     def reopen(self) -> str:
         """USR1 to every living master."""
@@ -224,6 +227,12 @@ class NginxEffects:
         finally:
             self._drains.pop(generation, None)
         self._remember_masters()
+
+    def drain_left(self) -> float | None:
+        """Seconds until the last of the drains that run is over at the latest; None: none runs."""
+        if not self._drains:
+            return None
+        return max(0.0, max(self._drains.values()) - trio.current_time())
 
     def hasten(self) -> None:
         """Every drain that runs insists now; later ones wait again."""
@@ -292,8 +301,8 @@ class NginxEffects:
             told["detail"] = f"{told['detail']}: {self._evidence.lacking}"
         if run is not None and self._evidence.not_observed:
             told["detail"] = f"{told['detail']}; {self._evidence.not_observed}"
-        if told["reason"] == "previous_generation_draining" and self._drains:
-            left = max(0.0, max(self._drains.values()) - trio.current_time())
+        left = self.drain_left()
+        if told["reason"] == "previous_generation_draining" and left is not None:
             told["detail"] = f"{told['detail']}; they are ended in {left:.0f} s at the latest"
         await self._verdicts.pronounce(told, run)
         return told

@@ -166,6 +166,7 @@ class Verdicts:
             # The verdict stands; a successor that finds the journal sees it in the history.
             self._world.log.error("state.not_written", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
         self._world.run = None
+        self._world.release_old_locks()
         self._remember_masters()
 
     # --- the files --------------------------------------------------------------------------

@@ -244,11 +244,12 @@ class VersionStore:
     ) -> tuple[str, ...]:
         """Removes all but the last good versions and the newest few others; returns their ids.
 
+        A file that was refused before it had said which version it is, is none of them.
         `in_use` are hashes of files that living processes map, `protect` ids: both are kept.
         """
         versions = self.versions()
         good = sorted((e for e in versions if e.good), key=lambda each: each.judged_at or "")
-        others = [each for each in versions if not each.good]
+        others = [each for each in versions if not each.good and not _is_unknown(each)]
         kept = {each.id for each in good[-self._keep :] + others[-_OTHERS_KEPT:]} | set(protect)
         kept |= {each.id for each in versions if any(sha in in_use for _, sha in each.files())}
         removed = [each for each in versions if each.id not in kept]
@@ -367,3 +368,8 @@ class VersionStore:
         with storing("describe a stored version", version.folder):
             save(self._disk, version)
         return version
+
+
+def _is_unknown(version: StoredVersion) -> bool:
+    """Nobody knows what it is, nor has judged it."""
+    return version.version is None and version.good is None

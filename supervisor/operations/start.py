@@ -15,7 +15,7 @@ import trio
 from supervisor.core.errors import OperationFailed, SupervisorError
 from supervisor.core.events import Succeeded
 from supervisor.core.nginx_listen import AddressKind
-from supervisor.edges import pidfile, procfs
+from supervisor.edges import pidfile, procfs, sockets
 from supervisor.edges.capture import Capture
 from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.launch import Launch
@@ -35,6 +35,8 @@ from supervisor.operations.pidfiles import settle_pid_file
 from supervisor.operations.restore import put_back
 from supervisor.operations.spawn import wait_ready
 from supervisor.operations.world import World
+
+_ADDRESS_IN_USE = "failed (98: "  # as nginx writes EADDRINUSE
 
 KILL_LIMIT = 5.0
 """Seconds that the kernel is given to end what did not start."""
@@ -153,8 +155,11 @@ async def _start_from_disk(world: World, leaving: Sequence[Generation]) -> Gener
         generation = await launch(
             world, program, environment(world, program.environment), listeners
         )
-    except BaseException:
+    except OperationFailed as exc:
         world.facts_seen = None  # the next try asks again, to say what is wrong
+        raise await _with_holder(exc, facts) from exc
+    except BaseException:
+        world.facts_seen = None
         raise
     finally:
         for fd in listeners:
@@ -165,6 +170,21 @@ async def _start_from_disk(world: World, leaving: Sequence[Generation]) -> Gener
     if program.stored is not None:
         await _mark_good(world, program.stored)
     return generation
+
+
+async def _with_holder(failure: OperationFailed, facts: Facts) -> OperationFailed:
+    """The failure, with who has the address that nginx could not bind: nginx does not say that."""
+    if _ADDRESS_IN_USE not in failure.detail:
+        return failure
+
+    def who() -> str:
+        for listen in facts.config.listens:
+            if sockets.is_busy(listen):
+                return f"; {listen} is held by {sockets.holder_of(listen)}: stop that first"
+        return ""
+
+    found = await trio.to_thread.run_sync(who)
+    return OperationFailed(failure.reason, failure.detail + found)
 
 
 async def _store_program(world: World, facts: Facts) -> Program:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -163,6 +163,7 @@ class World:
     watch: Callable[[Generation], None]  # start the watcher of a new generation
     lock: Callable[[str], None]  # on the nginx with this pid file; Refusal where another has it
     background: Callable[[Callable[[], Awaitable[None]]], None]  # start a task of its own
+    keep_locks: Callable[[Collection[str]], None] = lambda _: None  # and give up all others
     held: HeldListeners = field(default_factory=HeldListeners)  # the active generation's
     run: UpgradeRun | None = None
     unwritten: list[dict[str, object]] = field(default_factory=list)  # verdicts, for the history
@@ -204,6 +205,15 @@ class World:
                     self.last_identity = identity
                     return identity
         return self.last_identity
+
+    def release_old_locks(self) -> None:
+        """Only the pid files that are in use stay locked: one may have moved, or never came.
+
+        Called where nothing is under way that could still need another.
+        """
+        if self.run is None and self.pid_path:
+            in_use = {one.program.pid_path for one in self.generations} - {""}
+            self.keep_locks(in_use | {self.pid_path})
 
     def config_matches(self) -> bool | None:
         """Whether the configuration files are as the active generation read them; None: unknown.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 from collections.abc import Iterator, Mapping
@@ -237,6 +238,31 @@ def test_what_is_on_disk_cannot_be_used_at_the_adoption(oldest: Build, broken: s
             one.config.write_text(text)
         assert [seen.pid for seen in nginx.masters()] == [pid]
         checks.assert_settled(nginx, oldest, sha256(oldest.path))
+
+
+def test_a_master_with_another_configuration_has_our_address(oldest: Build) -> None:
+    """It is no nginx of ours: left alone, and named where nginx only says that bind failed."""
+    with site.make(oldest, Options(daemon="on")) as one, supervised.on(one) as nginx:
+        other, pid = one.folder / "other.conf", one.folder / "other.pid"
+        other.write_text(one.config.read_text().replace(f"pid {one.pid_path};", f"pid {pid};"))
+        argv = [*one.argv[:-1], other]
+        nginx.cradle.run(argv, env={"PADDING": "x" * 99}, output=one.folder / "bare.log")
+        until("workers", lambda: len([s for s in nginx.nginx() if s.is_accepting]) == 2)
+        (master,) = nginx.masters()
+        one.pid_path.write_text(f"{master.pid}\n")
+        with Load(one.plan(**LIGHT)) as load:
+            with pytest.raises(supervised.NotReadyError) as caught:
+                nginx.start()
+            assert load.stop().failures == 0
+        held = rf"127.0.0.1:{one.port} is held by process (\d+) \(nginx\)"
+        said = re.search(held, str(caught.value))
+        assert said is not None, caught.value
+        assert int(said[1]) in [seen.pid for seen in nginx.nginx()]
+        assert "pid_file.foreign" in nginx.log_text()
+        assert [seen.pid for seen in nginx.masters()] == [master.pid]
+        for seen in nginx.nginx():
+            kill(seen.pid, signal.SIGKILL)
+        until("its end", lambda: nginx.nginx() == [])
 
 
 # --- a supervisor that dies in the middle ----------------------------------------------------

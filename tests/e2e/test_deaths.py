@@ -372,6 +372,14 @@ def test_two_supervisors_and_a_pid_file_that_moves(
         one.config.write_text(text.replace(f"pid {one.pid_path};", f"pid {two.pid_path};"))
         answer = nginx.ctl("upgrade", newest.path)
         assert (answer.code, answer.reason) == (3, "already_supervised"), answer
+        # One that nobody has is locked for an upgrade, and is anybody's again after a refusal.
+        moved = one.folder / "run" / "moved.pid"
+        lock = moved.with_name(".moved.pid.supervisor-lock")
+        one.config.write_text(text.replace(f"pid {one.pid_path};", f"pid {moved};"))
+        client = nginx.begin("upgrade", candidate(newest, "status_500"), "--canary", "60s")
+        until("the lock", lock.exists)
+        assert nginx.end(client).code == 4
+        assert not lock.exists()
         one.config.write_text(text)
         checks.assert_settled(nginx, oldest, sha256(oldest.path))
         checks.assert_settled(other, oldest, sha256(oldest.path))

@@ -171,7 +171,8 @@ def older_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("ending", ["kill -9 $$", "exit 3"])
 async def test_the_end_of_a_stranger_that_nobody_has_reaped_yet(ending: str) -> None:
     """Its parent sleeps: the zombie tells, on every kernel."""
-    script = f"sh -c 'read x; {ending}' <&0 & echo $!; exec sleep 60"
+    # A shell gives its background processes no standard input of its own.
+    script = f"exec 3<&0; sh -c 'read x <&3; {ending}' & echo $!; exec sleep 60"
     with subprocess.Popen(
         ["sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as parent:

@@ -67,7 +67,8 @@ def put(path: Path, content: bytes, mode: int = 0o755) -> Path:
 def taken(store: VersionStore, tmp_path: Path, content: bytes, **modules: bytes) -> StoredVersion:
     binary = put(tmp_path / "offered" / "nginx", content)
     paths = {name: put(tmp_path / "modules" / f"{name}.so", body) for name, body in modules.items()}
-    return store.take(binary, modules={str(path): path for path in paths.values()})
+    named = {str(path): path for path in paths.values()}
+    return store.take(binary, modules=named, version="1.22.1")
 
 
 def test_a_version_is_binary_and_modules(store: VersionStore, tmp_path: Path) -> None:
@@ -382,6 +383,17 @@ def test_pruning_keeps_good_used_protected_and_recent_ones(
     assert set(removed) == {ids[1], ids[2], ids[6]}
     assert [version.id for version in store.versions()] == [ids[n] for n in (0, 3, 4, 5, 7, 8)]
     assert not (store.directory / ".taking-x").exists()
+
+
+def test_pruning_removes_what_was_refused_before_anybody_knew_it(
+    store: VersionStore, tmp_path: Path
+) -> None:
+    script = store.take(put(tmp_path / "script", b"#!/bin/sh"), modules={})
+    named = taken(store, tmp_path, b"nginx")
+    assert script.id not in store.prune({script.sha256})
+    assert script.id not in store.prune(set(), protect=[script.id])
+    assert store.prune(set()) == (script.id,)
+    assert [each.id for each in store.versions()] == [named.id]
 
 
 def test_a_mapped_module_keeps_its_version(store: VersionStore, tmp_path: Path) -> None:
