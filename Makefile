@@ -7,7 +7,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv nginx check test test-pairs soak demo run bench bench-lost clean
+.PHONY: help venv nginx check test test-pairs matrix soak demo run bench bench-lost clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -16,6 +16,8 @@ STAMP := $(VENV)/.installed
 help:
 	@echo 'make test    everything CI runs: style, types, tests on real nginx'
 	@echo 'make test-pairs  the end-to-end tests between all pairs of versions (with NGINX_BUILDS, test does that)'
+	@echo 'make matrix  every fault at every point of what the supervisor does, on real nginx (about 10 min);'
+	@echo '             make test runs a third of it: MATRIX_SEED=N chooses another one'
 	@echo 'make demo    a live nginx is upgraded, then four bad builds are rolled back (about 30 s)'
 	@echo 'make run     the supervisor in the foreground with a sample site, to try things by hand'
 	@echo 'make bench   what the supervisor adds to the time of an upgrade; what a status and the libraries cost'
@@ -59,6 +61,9 @@ test-pairs: nginx
 SOAK_SECONDS := 600
 soak: nginx
 	@$(PY) -m tests.soak.runner --seconds $(SOAK_SECONDS) $(if $(SOAK_SEED),--seed $(SOAK_SEED))
+
+matrix: nginx
+	@$(VENV)/bin/pytest tests/e2e/test_matrix.py tests/e2e/test_races.py --matrix all -q -n 3 --dist worksteal $(PYTEST_ARGS)
 
 demo: nginx
 	@$(PY) -m tools.demo

@@ -64,6 +64,7 @@ class Evidence:
         self._revive = revive
         self._watch = Watch.NOTHING
         self._judge: Judge | None = None
+        self._unjudged: list[WorkerExited] = []  # of the candidate, before it had a judge
         self._up_before: frozenset[str] = frozenset()
         self.lacking = ""  # what the last candidate lacked to be healthy, for the verdict's text
         self.not_observed = ""  # why no probe has looked at the candidate in its canary
@@ -192,6 +193,7 @@ class Evidence:
         assert candidate is not None
         assert run is not None
         self._told_healthy = self._told_trigger = False
+        unjudged, self._unjudged = self._unjudged, []
         why_not = why_not_traceable if run.port is None else self._world.listener.why_not
         reasons = ((name, why_not(probe)) for name, probe in self._probes.items())
         self._not_asked = {name: why for name, why in reasons if why is not None}
@@ -202,6 +204,9 @@ class Evidence:
             self._aim_in_public(candidate)
         else:
             self._aim_in_private(candidate, run.port)
+        for exited in unjudged:
+            if exited.generation == candidate.id:
+                self._judge_exit(self._judge, exited)
         self._conclude()
 
     def _aim_in_private(self, candidate: Generation, port: int) -> None:
@@ -304,12 +309,20 @@ class Evidence:
         """
         judge = self._judge
         if judge is not None:
+            await self._hear_of_ends()
             await self._hear(judge.unheard, lambda: judge.undecided)
             for _ in range(max((one.fall for one in self._probes.values()), default=0)):
                 if judge.trigger is not None or not judge.doubted:
                     break
                 await self._ask_now(set(judge.doubted))
         self.expect_good()
+
+    async def _hear_of_ends(self) -> None:
+        """Return when each worker that is dead by now was judged: its watcher may be behind."""
+        candidate = self._world.candidate
+        with trio.move_on_after(GRACE):
+            while candidate and any(not one.alive for one in candidate.workers.values()):
+                await self._heard.wait()
 
     def expect_good(self) -> None:
         """Raise OperationFailed where the evidence is against a commit at this moment."""
@@ -359,22 +372,27 @@ class Evidence:
         elif self._watch is Watch.ACTIVE:
             self._see_active(sighting)
         candidate = self._world.candidate
-        if self._judge is None or candidate is None or sighting.generation != candidate.id:
+        if candidate is None or sighting.generation != candidate.id:
+            return
+        if self._judge is None:
+            if isinstance(sighting, WorkerExited) and candidate.ready:
+                self._unjudged.append(sighting)  # between its readiness and its canary
             return
         if isinstance(sighting, WorkerExited):
-            self._judge.worker_exited(
-                sighting.pid,
-                code=sighting.status.code,
-                signal=sighting.status.signal,
-                draining=sighting.draining,
-                at=sighting.at,
-            )
+            self._judge_exit(self._judge, sighting)
         elif candidate.ready:
             brood = sighting.brood
             self._judge.census(brood.accepting, at=sighting.at, starting=len(brood.starting))
             self._see_stopped(sighting)
         self._conclude()
         self._stir()
+
+    @staticmethod
+    def _judge_exit(judge: Judge, gone: WorkerExited) -> None:
+        judge.worker_exited(
+            gone.pid, code=gone.status.code, signal=gone.status.signal, draining=gone.draining,
+            at=gone.at,
+        )  # fmt: skip
 
     def _see_active(self, count: Counted) -> None:
         """Say loudly, once, when the serving generation has nobody who accepts; and mend that.

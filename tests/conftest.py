@@ -19,6 +19,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the end-to-end tests from the oldest version to the newest, or between all pairs"
         " (default: all with NGINX_BUILDS, else widest; some always take all)",
     )
+    parser.addoption(
+        "--matrix",
+        choices=["third", "all"],
+        default="third",
+        help="how much of the matrix of faults to run (default: a third)",
+    )
+    parser.addoption(
+        "--matrix-seed",
+        type=int,
+        default=int(os.environ.get("MATRIX_SEED", "1")),
+        help="which third of the matrix (default: $MATRIX_SEED, else 1)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -92,6 +92,11 @@ class Launch:
             ) from exc
         return cls(sh, Process.open(pid) if pid else None)
 
+    @property
+    def session(self) -> int:
+        """The session that nginx and everything that it forks is in, and nobody else."""
+        return self._sh.pid
+
     async def wait_failed(self) -> ExitStatus:
         """Return when nginx exited before the intermediate was ended; with nginx's status."""
         code = await self._sh.wait()

@@ -98,6 +98,12 @@ def everyone() -> list[int]:
         return [int(name) for name in names if name.isdigit()]
 
 
+def members(session: int) -> frozenset[int]:
+    """The living processes of a session."""
+    stats = map(read_stat, everyone())
+    return frozenset(one.pid for one in stats if one and one.alive and one.session == session)
+
+
 def is_master(pid: int) -> bool:
     """Whether `pid` shows the title of a master, as a worker that was just forked does too."""
     return _MASTER in title(pid)

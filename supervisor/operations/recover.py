@@ -63,6 +63,8 @@ async def recover(world: World, runtime: RuntimeState, history: History) -> Succ
         world.log.warning("recover.no_record", detail=known.note)
     if record is None:
         _settle_roles(world, history)
+    else:
+        _keep_candidate(world, record)
     await take_in_unrecorded(world, facts, record, usr2_sent=_usr2_was_sent(record))
     if record is not None:
         world.run = _run_of(world, record)
@@ -134,6 +136,13 @@ def _settle_roles(world: World, history: History) -> None:
         active.told_to_stop = committed  # QUIT was sent to it before the verdict was written
     else:
         candidate.role = Role.RETIRING
+
+
+def _keep_candidate(world: World, record: Mapping[str, object]) -> None:
+    """What a dead candidate has left serves until the rollback has brought the old version back."""
+    left = world.generations.get(_number(record.get("candidate")))
+    if left is not None and left.role is Role.RETIRING and not left.alive and not world.candidate:
+        left.role = Role.CANDIDATE
 
 
 async def _facts(world: World) -> Facts | None:
@@ -229,7 +238,9 @@ async def _nothing_left(world: World) -> None:
 async def _adopted(world: World, record: Mapping[str, object] | None) -> Succeeded:
     active, candidate = world.active, world.candidate
     phase = "" if record is None else str(record["phase"])
-    committed = phase == Phase.COMMITTING.value and _holds_up(candidate) and _quit_was_sent(active)
+    committed = phase == Phase.COMMITTING.value and (
+        (_holds_up(candidate) and _quit_was_sent(active)) or _is_promoted(active, record)
+    )
     if active is None:
         assert candidate is not None
         if record is not None and world.run is not None and not committed:
@@ -259,6 +270,11 @@ async def _adopted(world: World, record: Mapping[str, object] | None) -> Succeed
         detail=detail, committed=committed,
     )  # fmt: skip
     return Succeeded(generation=active.id, retiring=retiring, note=note, interrupted=left)
+
+
+def _is_promoted(active: Generation | None, record: Mapping[str, object] | None) -> bool:
+    """A predecessor has found QUIT sent, and died before it could write the verdict."""
+    return active is not None and record is not None and active.id == record.get("candidate")
 
 
 def _quit_was_sent(old: Generation | None) -> bool:

@@ -134,7 +134,7 @@ async def _await_candidate(
             if not handled and not procfs.pending(old.master.pid, signal.SIGUSR2):
                 handled = True
                 waiting.deadline = trio.current_time() + limit
-            elif handled and _forks(run, old):
+            elif handled and _forks(world, run, old):
                 waiting.deadline = trio.current_time() + limit
             await pulse.tick()
         return found
@@ -150,13 +150,13 @@ async def find_late_candidate(world: World, run: UpgradeRun) -> None:
     old = world.active
     if not run.usr2_sent or run.quit_sent or world.candidate is not None:
         return
-    if old is None or not old.alive:
+    if old is None:
         return
     let_run(world, old)
     with trio.move_on_after(EXEC_LIMIT):
         await _await_candidate(world, run, old, FORK_LIMIT)
         return
-    for pid in _forks(run, old):
+    for pid in _forks(world, run, old):
         world.log.warning("candidate.killed_before_exec", pid=pid)
         process = Process.open(pid)
         if process is not None:
@@ -165,11 +165,16 @@ async def find_late_candidate(world: World, run: UpgradeRun) -> None:
             process.close()
 
 
-def _forks(run: UpgradeRun, old: Generation) -> list[int]:
+def _children(world: World, old: Generation) -> list[int]:
+    """Whom the old master has forked; one that was killed meanwhile may have left a candidate."""
+    return procfs.children(old.master.pid) if old.alive else world.find_heirs(old)
+
+
+def _forks(world: World, run: UpgradeRun, old: Generation) -> list[int]:
     """New children of the old master that have neither exec'd nor become workers."""
     return [
         pid
-        for pid in procfs.children(old.master.pid)
+        for pid in _children(world, old)
         if pid not in run.usr2_children and procfs.classify(pid) is procfs.ChildKind.STARTING
     ]
 
@@ -185,7 +190,7 @@ def _find_candidate(world: World, run: UpgradeRun, old: Generation) -> Generatio
     """The candidate, registered and watched, if the old master has such a child by now."""
     assert run.program is not None
     assert run.candidate_id is not None
-    for pid in procfs.children(old.master.pid):
+    for pid in _children(world, old):
         if pid in run.usr2_children or procfs.classify(pid) is not procfs.ChildKind.MASTER:
             continue
         process = Process.open(pid)

@@ -20,6 +20,7 @@ from supervisor.edges.capture import Capture
 from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.launch import Launch
 from supervisor.edges.placing import sha256_of
+from supervisor.edges.process import Process
 from supervisor.edges.store import Origin, StoredVersion
 from supervisor.operations.choice import fallback, known_on_disk, put_wanted_on_disk
 from supervisor.operations.facts import (
@@ -309,7 +310,10 @@ async def _launch(
         argv, env, output=output, inherit_variable=world.settings.nginx.inherit_variable,
         listeners=listeners,
     ) as launching:  # fmt: skip
+        world.sessions.add(launching.session)  # by which dead orphans of it are reaped later
         if launching.master is None:
+            with trio.CancelScope(shield=True):
+                await _kill_session(launching.session)
             raise await _start_failure(launching, output)
         generation = Generation(
             id=world.generations.reserve(), role=Role.ACTIVE, master=launching.master,
@@ -320,7 +324,7 @@ async def _launch(
         except BaseException:
             # Also one that is ready by now: whoever cancelled this does not know of it.
             with trio.CancelScope(shield=True):
-                await _kill(world, generation)
+                await _kill(generation, launching.session)
             raise
     return generation
 
@@ -367,17 +371,30 @@ async def _start_failure(launching: Launch, output: Capture) -> OperationFailed:
     return OperationFailed("start_failed", f"nginx {status} while it started: {said}")
 
 
-async def _kill(world: World, generation: Generation) -> None:
+async def _kill(generation: Generation, session: int) -> None:
     """Nothing of a start that failed is left, not even a worker that was forked meanwhile."""
-    seen = procfs.read_stat(generation.master.pid)
     generation.look()
     generation.master.send(signal.SIGKILL)
     with trio.move_on_after(KILL_LIMIT):
         await generation.master.wait_exited()
         generation.exit = await generation.master.exit_status()
-        if seen is not None:
-            world.sessions.add(seen.session)  # by which its orphans are found, and reaped later
-            generation.remember(world.find_strays(generation))
         generation.signal_workers(signal.SIGKILL)
         await generation.all_exited()
     generation.close()
+    await _kill_session(session)
+
+
+async def _kill_session(session: int) -> None:
+    """End whatever a start has left: workers of a master that was dead before it was known.
+
+    They would go on accepting, supervised by nobody, and hold the addresses against every later
+    start. The intermediate, which leads the session, is its launch's business.
+    """
+    with trio.move_on_after(KILL_LIMIT):
+        while members := procfs.members(session) - {session}:
+            for pid in members:
+                process = Process.open(pid)
+                if process is not None:
+                    process.send(signal.SIGKILL)
+                    await process.wait_exited()
+                    process.close()

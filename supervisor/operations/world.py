@@ -257,13 +257,26 @@ class World:
         their parent, and run its program. That alone tells them from a subshell of the script that
         started nginx. Where the program may not be looked at, their title has to tell.
         """
+        return [
+            stat.pid
+            for stat in self._orphans(like)
+            if not stat.has_execed and _runs_program_of(like, stat.pid)
+        ]
+
+    def find_heirs(self, like: Generation) -> list[int]:
+        """Living orphans of `like` that nobody tracks, whatever they run: a new master too.
+
+        It was killed after USR2 was sent to it, and had forked already.
+        """
+        return [stat.pid for stat in self._orphans(like)]
+
+    def _orphans(self, like: Generation) -> Iterator[procfs.Stat]:
         tracked = self.generations.tracked()
         stats = (procfs.read_stat(pid) for pid in like.workers)
         orphans = {stat.parent for stat in stats if stat is not None and stat.alive}
         parents = (self.reapers | orphans) - tracked
         # Not all of /proc: a crash start waits for this, and there may be thousands of processes.
         born = {pid for parent in parents for pid in procfs.children(parent)}
-        strays = []
         for pid in sorted(born - tracked):
             stat = procfs.read_stat(pid)
             if (
@@ -272,11 +285,8 @@ class World:
                 and stat.session in self.sessions
                 and stat.start >= like.master.start
                 and stat.parent in parents
-                and not stat.has_execed
-                and _runs_program_of(like, stat.pid)
             ):
-                strays.append(stat.pid)
-        return strays
+                yield stat
 
     def reap_strays(self) -> None:
         """Reap dead children of ours that nginx left behind and nobody tracks.

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.e2e.harness import cases, matrix_tally
 from tests.e2e.harness.cradle import Cradle
 from tools.nginx_builds import ascending_pairs, builds
 from tools.nginx_cache import Build
@@ -19,6 +20,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.e2e)
 
 
+def chosen_cases(config: pytest.Config) -> list[cases.Case]:
+    """The part of the matrix that this run is about."""
+    if config.getoption("matrix") == "all":
+        return list(cases.CASES)
+    return cases.third(config.getoption("matrix_seed"))
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    chosen = "all" if config.getoption("matrix") == "all" else "a third by seed "
+    if chosen != "all":
+        chosen += str(config.getoption("matrix_seed"))
+    matrix_tally.summarize(terminalreporter, chosen)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """`each_pair` is every ascending pair of versions, one after the other.
 
@@ -26,6 +43,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """
     names = metafunc.fixturenames
     pairs = ascending_pairs()
+    if "matrix_case" in names:
+        chosen = chosen_cases(metafunc.config)
+        metafunc.parametrize("matrix_case", chosen, ids=map(str, chosen))
     if "each_pair" in names:
         metafunc.parametrize("each_pair", pairs, ids=[f"{old}-{new}" for old, new in pairs])
     elif "pair" in names and metafunc.config.getoption("pairs") == "all" and len(pairs) > 1:

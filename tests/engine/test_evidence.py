@@ -64,7 +64,7 @@ class Scene:
         brood = SimpleNamespace(accepting=frozenset({11}), workers=frozenset({11}), starting=())
         self.candidate = SimpleNamespace(
             id=NEW, master=SimpleNamespace(pid=9), program=SimpleNamespace(workers=1), ready=True,
-            look=lambda: brood, brood=lambda: brood,
+            look=lambda: brood, brood=lambda: brood, workers={},
         )  # fmt: skip
         self.run = SimpleNamespace(port=18931, judged=False)
         listener = SimpleNamespace(
@@ -378,6 +378,47 @@ async def test_the_last_look_waits_until_the_end_of_a_worker_is_understood(
     )  # fmt: skip
     await scene.evidence.last_look()  # nobody counts here: it is not waited for without end
     assert 0 < trio.current_time() - began < 1
+
+
+def killed(generation: int = NEW) -> WorkerExited:
+    status = ExitStatus(code=None, signal=9)
+    return WorkerExited(generation=generation, pid=11, status=status, draining=False, at=0.0)
+
+
+async def test_the_last_look_waits_for_news_of_a_worker_that_is_dead(
+    autojump_clock: MockClock,
+) -> None:
+    scene = await soaking()
+    scene.candidate.workers[11] = SimpleNamespace(alive=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(expect_dead_worker, scene.evidence)
+        await trio.sleep(0.01)
+        del scene.candidate.workers[11]
+        scene.evidence.see(killed())
+
+
+async def expect_dead_worker(evidence: Evidence) -> None:
+    assert (await failing(evidence)).reason == "worker_died"
+
+
+async def test_the_last_look_waits_for_such_news_not_without_end(autojump_clock: MockClock) -> None:
+    scene = await soaking()
+    scene.candidate.workers[11] = SimpleNamespace(alive=False)
+    began = trio.current_time()
+    await scene.evidence.last_look()
+    assert 0 < trio.current_time() - began < 1
+
+
+@pytest.mark.parametrize("generation", [OLD, NEW])
+async def test_a_worker_that_dies_just_before_the_canary_is_judged_in_it(
+    autojump_clock: MockClock, generation: int
+) -> None:
+    scene = Scene(HOME)
+    await scene.prepare()
+    scene.evidence.see(killed(generation))
+    scene.evidence.aim(Watch.CANARY)
+    reasons = [each.reason for each in scene.posted if isinstance(each, Triggered)]
+    assert reasons == (["worker_died"] if generation == NEW else [])
 
 
 async def test_without_a_candidate_there_is_nothing_to_look_at() -> None:
