@@ -59,9 +59,12 @@ ROUND = (
     "upgrade",
     "death_of_old_master_while_held",
     "foreign_reload",
+    "self_upgrade",
+    "upgrade_held_and_promoted",
+    "self_upgrade_in_upgrade",
 )
 """Deeds of the soak that offer no bad nginx and stop none: they have no right to lose a request."""
-UPGRADES_A_ROUND = 10
+UPGRADES_A_ROUND = 12
 UPGRADES = 50
 
 

@@ -227,9 +227,11 @@ class Client:
     def _begin_more(self, now: float) -> float:
         """Begin what is due; how long to wait for whatever comes next."""
         plan = self._plan
-        while self._slow_live < plan.slow and not self._all_begun() and self._begin(self._slow):
-            pass
-        for _ in range(plan.at_once):  # not for ever where all are refused at once
+        # Not for ever where all are refused at once.
+        for _ in range(plan.slow):
+            if not self._all_begun() and self._slow_live < plan.slow:
+                self._begin(self._slow)
+        for _ in range(plan.at_once):
             if self._all_begun() or len(self._live) - self._slow_live >= plan.at_once:
                 break
             if plan.rate:

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.e2e.harness import processes
@@ -126,6 +126,46 @@ def take_over(world: World) -> None:
 
 
 @deed
+def self_upgrade(world: World) -> None:
+    """The supervisor executes itself again, in place."""
+    world.ask("self-upgrade")
+
+
+@deed
+def self_upgrade_in_upgrade(world: World) -> None:
+    """It goes on with the upgrade afterwards: its client gets the verdict."""
+
+    def strike() -> None:
+        world.ask("self-upgrade", "--now", codes=(0, 3))
+
+    _in_an_upgrade(
+        world,
+        strike,
+        hold=world.random.random() < 0.5,
+    )
+
+
+@deed
+def reload_with_other_workers(world: World) -> None:
+    """The configuration has another number of workers from now on."""
+    _with_other_workers(world)
+    world.ask("reload")
+
+
+@deed
+def edited_configuration_and_crash(world: World) -> None:
+    """Somebody edits it and tells nobody; what starts after a crash has read it."""
+    _with_other_workers(world)
+    crash_of_everything(world)
+
+
+def _with_other_workers(world: World) -> None:
+    options = world.nginx.site.options
+    number = world.random.choice([one for one in (1, 2, 3, 4) if one != options.workers])
+    world.nginx.site.configure(replace(options, workers=number))
+
+
+@deed
 def settings_read_again(world: World) -> None:
     """SIGHUP to the supervisor, which is to hold nothing, and then to hold again."""
     toml, wanted = world.nginx.toml, world.nginx.toml.read_text()
@@ -230,6 +270,23 @@ def foreign_upgrade(world: World) -> None:
 
 
 @deed
+def foreign_winch(world: World) -> None:
+    """WINCH to the only master, which leaves it without workers: a reload brings them back."""
+    (master,) = world.masters()
+    before = world.accepting(master.pid)
+    os.kill(master.pid, signal.SIGWINCH)
+    world.until("other workers", lambda: bool(world.accepting(master.pid) - before))
+
+
+@deed
+def foreign_quit(world: World) -> None:
+    """QUIT to the only master: it is followed by another on the same sockets."""
+    (master,) = world.masters()
+    os.kill(master.pid, signal.SIGQUIT)
+    _restarted(world, {master.pid})
+
+
+@deed
 def broken_configuration(world: World) -> None:
     """A reload is refused; the master dies meanwhile, and starts once it is mended."""
     config = world.nginx.site.config
@@ -309,6 +366,15 @@ def death_of_supervisor_and_master(world: World) -> None:
     world.nginx.start()
 
 
+@deed
+def death_of_everything_and_supervisor(world: World) -> None:
+    """As a power failure: nobody is left to hold the sockets."""
+    world.allow("refused", "reset", "cut")
+    world.nginx.die()
+    world.kill(world.everything())
+    world.nginx.start()
+
+
 def _in_an_upgrade(world: World, strike: Callable[[], None], *, hold: bool = False) -> None:
     """Begin an upgrade, strike at a random moment of it, and see how it ends."""
     offer = world.another()
@@ -382,6 +448,17 @@ def _pause(world: World, pid: int) -> None:
 def pause_of_supervisor(world: World) -> None:
     """SIGSTOP, and CONT a while later."""
     _pause(world, world.nginx.pid)
+
+
+@deed
+def crash_while_supervisor_is_paused(world: World) -> None:
+    """Clients wait until it goes on."""
+    os.kill(world.nginx.pid, signal.SIGSTOP)
+    gone = world.everything()
+    world.kill(gone)
+    time.sleep(world.random.uniform(0.1, 1.0))
+    os.kill(world.nginx.pid, signal.SIGCONT)
+    _restarted(world, set(gone))
 
 
 @deed
