@@ -143,6 +143,11 @@ class Journal:
         note = f"dropped an unfinished last line of {torn} bytes" if torn else ""
         return JournalContents(tuple(records), note=note)
 
+    def reject(self, why: str) -> JournalContents:
+        """Sets a journal aside whose records are whole and of no use to this supervisor."""
+        self.close()
+        return self._set_aside((), why)
+
     def close_upgrade(self) -> None:
         """Removes the journal; call it when the verdict is in the history."""
         self.close()

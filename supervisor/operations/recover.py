@@ -44,12 +44,7 @@ async def recover(world: World, runtime: RuntimeState, history: History) -> Succ
 
     Raises SupervisorError where a living nginx cannot be told from a foreign process.
     """
-    journal = await trio.to_thread.run_sync(world.journal.read)
-    if journal.note:
-        world.log.warning("journal.note", detail=journal.note, damaged=journal.damaged)
-    record = journal.records[-1] if journal.records else None
-    if record is not None and await _is_decided(world, history, journal.records):
-        record = None
+    record = await _undecided(world, history, await _read_journal(world))
     await _end_leftover_launches(world)
     facts = await _facts(world)
     pid_path = None if facts is None else facts.pid_path
@@ -96,28 +91,65 @@ async def _end_leftover_launches(world: World) -> None:
             process.close()
 
 
-async def _is_decided(world: World, history: History, records: Records) -> bool:
-    """Whether the last upgrade of the journal has its verdict; the journal is then closed.
+async def _read_journal(world: World) -> Records:
+    """What the predecessor has left; a journal that cannot be used is never fatal.
+
+    Nor is a disk that does not even let it be set aside: upgrades are refused then.
+    """
+    try:
+        journal = await trio.to_thread.run_sync(world.journal.read)
+        own = _of_upgrade(journal.records)
+        if own and not _is_understood(own[-1]):
+            why = f"its record {len(own)} is of no upgrade that this supervisor knows"
+            journal = await trio.to_thread.run_sync(world.journal.reject, why)
+    except SupervisorError as exc:
+        world.log.error("journal.not_usable", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
+        return ()
+    if journal.note:
+        world.log.warning("journal.note", detail=journal.note, damaged=journal.damaged)
+    own = _of_upgrade(journal.records)
+    # Of a damaged one the last record before the damage counts, where it can be understood.
+    return journal.records if not own or _is_understood(own[-1]) else ()
+
+
+def _of_upgrade(records: Records) -> Records:
+    """Without the verdicts that wait there for the disk, which may be of other requests."""
+    return tuple(one for one in records if not isinstance(one.get("verdict"), dict))
+
+
+def _is_understood(record: Mapping[str, object]) -> bool:
+    known = record.get("phase") in {phase.value for phase in Phase}
+    return known and isinstance(record.get("upgrade_id"), str)
+
+
+async def _undecided(
+    world: World, history: History, records: Records
+) -> Mapping[str, object] | None:
+    """The last record of an upgrade that has no verdict; else the journal is closed.
 
     Verdicts that a full disk kept out of the history are in the journal, and are written now; or
     they wait on, where the disk takes none yet: nothing of that keeps nginx from being supervised.
     """
-    for one in records:
-        verdict = one.get("verdict")
-        if isinstance(verdict, dict):
-            world.unwritten.append(verdict)
+    if not records:
+        return None
+    verdicts = [one["verdict"] for one in records if isinstance(one.get("verdict"), dict)]
+    world.unwritten += [dict(one) for one in verdicts if isinstance(one, dict)]
+    told = {one.get("upgrade_id") for one in world.unwritten}
+    own = _of_upgrade(records)
+    record = own[-1] if own else None
+    decided = record is None or record["upgrade_id"] in told
     try:
         while world.unwritten:
             await trio.to_thread.run_sync(history.append, world.unwritten[0])
             del world.unwritten[0]
-        upgrade_id = str(records[-1].get("upgrade_id"))
-        decided = await trio.to_thread.run_sync(history.find, upgrade_id) is not None
+        if record is not None and not decided:
+            upgrade_id = str(record["upgrade_id"])
+            decided = await trio.to_thread.run_sync(history.find, upgrade_id) is not None
         if decided:
             await trio.to_thread.run_sync(world.journal.close_upgrade)
     except SupervisorError as exc:
         world.log.error("history.not_written", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
-        return "verdict" in records[-1]
-    return decided
+    return None if decided else record
 
 
 def _settle_roles(world: World, history: History) -> None:

@@ -135,6 +135,27 @@ def test_only_the_verdict_cannot_be_written(
         assert [one["verdict"] for one in nginx.history()] == ["committed"]
 
 
+def test_a_verdict_of_another_request_waits_in_the_journal(
+    oldest: Build, newest: Build, library: Path, tmp_path: Path
+) -> None:
+    """It is no verdict of the upgrade that runs: a successor ends that as any other."""
+    with shimmed(oldest, library, tmp_path) as (nginx, shim):
+        nginx.start()
+        client = nginx.begin("upgrade", newest.path, "--hold")
+        nginx.until_phase("held")
+        shim.inject(("fsync", EIO, state(nginx, "history.jsonl")))
+        assert nginx.ctl("upgrade", oldest.path).reason == "upgrade_in_progress"
+        nginx.die()
+        nginx.end(client)
+        shim.mend()
+        nginx.start()
+        checks.assert_settled(nginx, oldest, sha256(oldest.path))
+        told = [(one["verdict"], one["reason"]) for one in nginx.history()]
+        assert sorted(told) == [
+            ("refused", "upgrade_in_progress"), ("rolled_back", "supervisor_died"),
+        ]  # fmt: skip
+
+
 # --- real file systems --------------------------------------------------------------------------
 
 
