@@ -29,6 +29,11 @@ from supervisor.edges.process import Process
 _INTERMEDIATE = 'unset PWD OLDPWD SHLVL; "$@" >&2 & echo $!; exec >/dev/null; wait $!'
 
 
+_ROOM = {"SPARE": "X" * 300}
+"""Room for the master's title, which tells how it was started, as nginx itself gives it to the next
+binary (nginx.c, ngx_exec_new_binary): without it the end is cut."""
+
+
 def find_leftovers(argv: Sequence[str]) -> list[tuple[int, int | None]]:
     """Intermediates of a supervisor that died while it launched `argv`: pids, and nginx's if alive.
 
@@ -79,7 +84,7 @@ class Launch:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=output.fd,
-                    env={**environment, inherit_variable: inherited},
+                    env={**environment, inherit_variable: inherited, **_ROOM},
                     cwd="/",
                     start_new_session=True,
                     umask=0o022,

@@ -54,6 +54,28 @@ def test_a_pid_file_that_is_gone(oldest: Build, newest: Build, record: str) -> N
         checks.assert_settled(nginx, newest, sha256(newest.path))
 
 
+def test_no_record_and_a_broken_configuration(oldest: Build, newest: Build) -> None:
+    """Its title tells all the same that it was started with the file that is broken now."""
+    with site.make(oldest) as one, supervised.running(one) as nginx:
+        (master,) = nginx.masters()
+        nginx.die()
+        shutil.rmtree(one.folder / "state")
+        one.pid_path.unlink()
+        text = one.config.read_text()
+        one.config.write_text("broken")
+        with Load(one.plan(**LIGHT)) as load:
+            nginx.start()
+            assert [seen.pid for seen in nginx.masters()] == [master.pid]
+            refused = nginx.ctl("upgrade", newest.path)
+            assert refused.code == 3, refused
+            one.config.write_text(text)
+            assert nginx.ctl("reload").code == 0
+            assert nginx.ctl("upgrade", newest.path).code == 0
+            nginx.until_state("running")
+            assert load.stop().failures == 0
+        checks.assert_settled(nginx, newest, sha256(newest.path))
+
+
 def test_workers_whose_master_died_before_anybody_knew_it(oldest: Build) -> None:
     with site.make(oldest, Options(daemon="on")) as one, supervised.on(one) as nginx:
         master = by_hand(nginx)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import trio
 from supervisor.core import commands
 from supervisor.core.errors import Refusal
 from supervisor.core.events import Succeeded
+from supervisor.core.settings import nginx_argv
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Role
 from supervisor.edges.journal import History
@@ -221,6 +223,45 @@ async def test_a_master_of_another_site_in_our_cgroup(oldest: Build, foreign: st
         made.pid_path.unlink()
         assert await _recover(made) is None
         assert not list(made.world.generations)
+
+
+LAUNCHING = """
+import sys, trio
+from supervisor.edges.capture import Capture
+from supervisor.edges.launch import Launch
+
+async def main():
+    async with await Launch.begin(sys.argv[1:], {}, output=Capture.create()) as launching:
+        print(launching.master.pid, flush=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+async def test_a_supervisor_that_died_in_the_middle_of_a_launch(
+    oldest: Build, newest: Build
+) -> None:
+    """nginx has recorded the intermediate as its parent: left there, it takes no USR2."""
+    async with lab(oldest) as made:
+        nginx = made.world.settings.nginx
+        argv = [nginx.binary, *nginx_argv(nginx)]
+        with subprocess.Popen(
+            [sys.executable, "-c", LAUNCHING, *argv], stdout=subprocess.PIPE
+        ) as supervisor:
+            assert supervisor.stdout is not None
+            pid = int(supervisor.stdout.readline())
+            supervisor.kill()  # nginx is not ready yet, as a rule
+        found = await _recover(made)
+        assert found is not None
+        active = made.world.active
+        assert active is not None
+        assert active.master.pid == pid
+        (said,) = [line for line in made.log if line["event"] == "launch.leftover_ended"]
+        assert said["master"] == pid
+        await made.to_canary(newest.path, newest.version)
+        await made.roll_back()
+        await made.assert_serves_alone(active)
 
 
 async def test_nothing_is_there(oldest: Build, tmp_path: Path) -> None:
