@@ -355,7 +355,7 @@ async def serve_signals(
     """
     with SignalInbox(HANDLED) as signals:
         hand_over.unheard = lambda: signals.unheard
-        let_signals_come()
+        let_signals_come(hand_over)
         task_status.started()
         while True:
             number = await signals.next()

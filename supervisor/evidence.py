@@ -194,11 +194,12 @@ class Evidence:
         assert run is not None
         self._told_healthy = self._told_trigger = False
         unjudged, self._unjudged = self._unjudged, []
-        why_not = why_not_traceable if run.port is None else self._world.listener.why_not
-        reasons = ((name, why_not(probe)) for name, probe in self._probes.items())
-        self._not_asked = {name: why for name, why in reasons if why is not None}
-        for name, why in self._not_asked.items():
-            self._world.log.info("canary.not_asked", probe=name, detail=why)
+        if self._memory is None:
+            why_not = why_not_traceable if run.port is None else self._world.listener.why_not
+            reasons = ((name, why_not(probe)) for name, probe in self._probes.items())
+            self._not_asked = {name: why for name, why in reasons if why is not None}
+            for name, why in self._not_asked.items():
+                self._world.log.info("canary.not_asked", probe=name, detail=why)
         self._judge = self._judge_of(candidate, Watch.CANARY, awaited=run.port is not None)
         if run.port is None:
             self._aim_in_public(candidate)
@@ -460,6 +461,7 @@ class Evidence:
         return {
             "watch": self._watch.value,
             "up_before": sorted(self._up_before),
+            "not_asked": dict(self._not_asked),
             "lacking": self.lacking,
             "not_observed": self.not_observed,
             "told_healthy": self._told_healthy,
@@ -490,6 +492,7 @@ class Evidence:
             self._since[name], self._detail[name] = seen["since"], seen["detail"]
             self._generation[name] = seen["generation"]
         self._up_before = frozenset(data["up_before"]) & self._probes.keys()
+        self._not_asked = {str(name): str(why) for name, why in data["not_asked"].items()}
         self._memory = None if data["judge"] is None else (data["judge"], at)
         try:
             self.aim(watch)

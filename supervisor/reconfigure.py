@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from supervisor.core.errors import ConfigError
+from supervisor.core.errors import ConfigError, Refusal
 from supervisor.core.events import RulesChanged
 from supervisor.core.model import Rules
 from supervisor.core.policy import RestartPolicy
@@ -32,6 +32,8 @@ _FIXED: tuple[tuple[str, Callable[[Settings], object]], ...] = (
     ("[log]", lambda one: one.log),
 )
 """What a running master or this process was started with: it cannot change under either."""
+_OF_THE_PROCESS = ("control.socket", "[log]")
+"""Those of them that are free for a program that takes this one's place."""
 
 
 def rules_of(settings: Settings) -> Rules:
@@ -99,8 +101,23 @@ def _expect_same_listener(world: World, after: Settings) -> None:
         )
 
 
-def _expect_same(before: Settings, after: Settings) -> None:
-    changed = [name for name, value in _FIXED if value(before) != value(after)]
+async def expect_replaceable(path: Path, world: World) -> None:
+    """Raise Refusal where the settings on disk are not for the nginx that runs, or cannot be read.
+
+    A supervisor that starts with them would look for it, and for its records, in the wrong places.
+    """
+    try:
+        settings = await trio.to_thread.run_sync(load_settings, path)
+        _expect_same(world.settings, settings, but=_OF_THE_PROCESS)
+        _expect_same_listener(world, settings)
+    except ConfigError as exc:
+        raise Refusal(
+            "settings_fixed", f"cannot replace the supervisor: {exc.detail} ({path})"
+        ) from exc
+
+
+def _expect_same(before: Settings, after: Settings, but: tuple[str, ...] = ()) -> None:
+    changed = [name for name, value in _FIXED if name not in but and value(before) != value(after)]
     if changed:
         raise ConfigError(
             f"cannot change {', '.join(changed)} while nginx runs: restart the supervisor for "

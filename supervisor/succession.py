@@ -17,6 +17,7 @@ import trio
 from supervisor.core import commands
 from supervisor.core.errors import OperationFailed, Refusal, SupervisorError
 from supervisor.core.succession import Moment, Ruling, rule
+from supervisor.reconfigure import expect_replaceable
 from supervisor.waiters import Reply
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ class Succession:
     async def _test(self, wish: _Wish) -> _Wish:
         _expect_possible(rule(self._engine.state, now=wish.now))
         version = await self._program.check()
+        await expect_replaceable(self._program.config, self._world)
         return replace(wish, version=version, tested=trio.current_time())
 
     def _accept(self, wish: _Wish) -> None:

@@ -39,6 +39,7 @@ from supervisor.core.errors import OperationFailed
 FORMAT = 1
 VARIABLE = "NGINX_SUPERVISOR_HANDOVER"
 _NAME = "nginx-supervisor-handover"
+_SIGNALS = "signals"
 _LARGEST = 2**26
 
 HANDLED = (
@@ -108,36 +109,69 @@ class HandOver:
         nothing has changed, or whatever a registered `give` raises.
         """
         parcels = {name: give() for name, give in self._gives.items()}
-        fds = [fd for parcel in parcels.values() for fd in parcel.fds]
+        with _Signals() as signals:
+            document = -1
+            try:
+                for number in self.unheard():
+                    os.kill(os.getpid(), number)  # it stays pending, for whoever is there then
+                parcels[_SIGNALS] = Parcel(fds=(signals.missed,))
+                fds = [fd for parcel in parcels.values() for fd in parcel.fds]
+                document = _write(parcels)
+                for fd in (document, *fds):
+                    os.set_inheritable(fd, True)
+                told = {**environment, VARIABLE: str(document)}
+                os.execve(argv[0], list(argv), told)  # noqa: S606 - our own program, without a shell
+            except (OSError, ValueError, TypeError) as exc:
+                raise OperationFailed(
+                    "exec_failed",
+                    f"cannot replace the supervisor: {exc}; the one that runs goes on as before",
+                ) from exc
+            finally:
+                for parcel in parcels.values():
+                    for fd in parcel.fds:
+                        with contextlib.suppress(OSError):
+                            os.set_inheritable(fd, False)
+                close_all([document] if document >= 0 else [])
+
+
+class _Signals:
+    """No signal is lost over an execve while this lasts; in the main thread.
+
+    They are blocked in this thread, so that they are pending for the new program. Another thread
+    may take one all the same, and none of them lives on to do anything about it. But Python's own
+    handler then writes its number into a pipe at once (signal.set_wakeup_fd), and that goes along.
+    """
+
+    def __init__(self) -> None:
+        self.missed, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._wakeup_before = -1
+        self._mask_before: set[int] = set()
+
+    def __enter__(self) -> _Signals:
+        self._wakeup_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         # When this returns, the handlers of all signals that came before have run.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
-        document = -1
-        try:
-            for number in self.unheard():
-                os.kill(os.getpid(), number)  # it stays pending, for whoever is there then
-            document = _write(parcels)
-            for fd in (document, *fds):
-                os.set_inheritable(fd, True)
-            told = {**environment, VARIABLE: str(document)}
-            os.execve(argv[0], list(argv), told)  # noqa: S606 - our own program, no shell is wanted
-        except (OSError, ValueError, TypeError) as exc:
-            raise OperationFailed(
-                "exec_failed",
-                f"cannot replace the supervisor: {exc}; the one that runs goes on as before",
-            ) from exc
-        finally:
-            for fd in fds:
-                with contextlib.suppress(OSError):
-                    os.set_inheritable(fd, False)
-            close_all([document] if document >= 0 else [])
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self._mask_before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.set_wakeup_fd(self._wakeup_before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask_before)
+        close_all((self.missed, self._write))
 
 
-def let_signals_come() -> None:
+def let_signals_come(hand_over: HandOver) -> None:
     """Unblock what `replace_program` has blocked; call it once the handlers are set.
 
     Before any thread is started, since children are made in threads and inherit their mask.
     """
+    missed = hand_over.take(_SIGNALS)
+    if missed is not None:
+        for fd in missed.fds:
+            with contextlib.suppress(OSError):
+                for number in os.read(fd, 4096):
+                    if number in HANDLED:
+                        os.kill(os.getpid(), number)
+        close_all(missed.fds)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
 

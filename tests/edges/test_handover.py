@@ -24,7 +24,7 @@ parcel = hand_over.take("pipe")
 heard = []
 for one in (signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP):
     signal.signal(one, lambda number, frame: heard.append(number))
-let_signals_come()
+let_signals_come(hand_over)
 os.write(parcel.fds[0], json.dumps({
     "pid": os.getpid(),
     "data": parcel.data,
@@ -41,14 +41,32 @@ os.write(parcel.fds[0], json.dumps({
 """
 
 PREDECESSOR = """\
-import os, signal, sys
+import os, signal, sys, threading
 from supervisor.edges import handover
 from supervisor.edges.handover import HandOver, Parcel
 
 handover.FORMAT = int(sys.argv[3])
 write = int(sys.argv[2])
 other = os.open("/dev/null", os.O_RDONLY)
-signal.signal(signal.SIGHUP, lambda number, frame: None)
+for one in (signal.SIGHUP, signal.SIGUSR2):
+    signal.signal(one, lambda number, frame: None)
+
+# A thread that has blocked nothing gets a signal in the last moment.
+last_moment, execve = threading.Event(), os.execve
+
+def late():
+    last_moment.wait()
+    signal.pthread_kill(threading.get_ident(), signal.SIGUSR2)
+
+thread = threading.Thread(target=late)
+thread.start()
+
+def execve_at_last(*arguments):
+    last_moment.set()
+    thread.join()
+    execve(*arguments)
+
+os.execve = execve_at_last
 hand_over = HandOver()
 hand_over.register("pipe", lambda: Parcel((write,), {"for": "you"}))
 hand_over.register("nobody's", lambda: Parcel((other,)))
@@ -84,7 +102,7 @@ def test_descriptors_data_and_signals_go_along() -> None:
     # 0 to 2, the pipe, and the folder that is being listed: no document, nothing of nobody's.
     assert len(told["open"]) == 5
     assert told["pipe"] in told["open"]
-    assert told["heard"] == [signal.SIGHUP]
+    assert told["heard"] == [signal.SIGHUP, signal.SIGUSR2]
     assert told["masked"] == []
     assert not told["variable"]
 
