@@ -94,6 +94,10 @@ class HandOver:
         """The predecessor's parcel, once: its descriptors belong to the caller from now on."""
         return self._received.pop(name, None)
 
+    def give(self) -> dict[str, Parcel]:
+        """What would be handed on at this moment."""
+        return {name: give() for name, give in self._gives.items()}
+
     def close_rest(self) -> tuple[str, ...]:
         """Close the descriptors that nobody took; the names of their parcels."""
         names = tuple(sorted(self._received))
@@ -108,7 +112,7 @@ class HandOver:
         There is no checkpoint in it. Returns never; raises OperationFailed `exec_failed`, and then
         nothing has changed, or whatever a registered `give` raises.
         """
-        parcels = {name: give() for name, give in self._gives.items()}
+        parcels = self.give()
         with _Signals() as signals:
             document = -1
             try:
