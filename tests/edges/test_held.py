@@ -243,3 +243,24 @@ def test_where_it_is_forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
             assert held.for_successor([one.master]) == []
         assert len(held.follow(one.master).taken) == 1
         assert held.report()["available"] is True
+
+
+def test_what_a_predecessor_held_is_held_on_to() -> None:
+    a, b = str(free_port()), str(free_port())
+    with listener(a) as one, holding() as before, holding() as after:
+        one.tell("listen", b)
+        before.follow(one.master)
+        after.inherit([os.dup(fd) for fd in before.descriptors])
+        before.release()
+        assert after.report()["count"] == 2
+        assert after.follow(one.master) == Changed()
+        one.die()
+        assert len(addresses(after.for_successor([]))) == 2
+
+
+def test_what_settings_do_not_want_any_more_is_closed() -> None:
+    with listener() as one, holding(with_reuseport=True) as before, holding() as after:
+        one.tell("listen", str(free_port()), "reuseport")
+        before.follow(one.master)
+        after.inherit([os.dup(fd) for fd in before.descriptors])
+        assert after.report()["count"] == 0

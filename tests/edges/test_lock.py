@@ -76,3 +76,21 @@ def test_a_lock_that_was_removed_is_not_shared(tmp_path: Path) -> None:
     with SupervisorLock(tmp_path / "x.pid") as second:
         assert second.path.exists()
     first.release()
+
+
+def test_a_lock_is_held_on_to_by_its_descriptor(tmp_path: Path) -> None:
+    """As a supervisor does that has replaced another one in the same process."""
+    pid_file = tmp_path / "x.pid"
+    first, again, other = (SupervisorLock(one) for one in (pid_file, pid_file, tmp_path / "y.pid"))
+    first.acquire()
+    assert first.fd is not None
+    kept = os.dup(first.fd)
+    os.close(first.fd)  # which an execve does with everything that is not handed on
+    assert not other.inherit([kept])
+    assert again.inherit([kept])
+    assert again.fd == kept
+    with pytest.raises(Refusal):
+        SupervisorLock(pid_file).acquire()
+    again.release()
+    with SupervisorLock(pid_file):
+        pass

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import structlog
 import trio
@@ -66,3 +68,27 @@ async def test_nothing_is_kept_of_a_follower_that_left() -> None:
     with pytest.raises(trio.ClosedResourceError):
         coming.receive_nowait()
     assert not tap._followers
+
+
+async def test_what_a_predecessor_logged_stands_before() -> None:
+    before, after = LogTap(), LogTap()
+    for number in range(499):
+        _logger(before).info("counted", number=number)
+    log = _logger(after)
+    log.info("supervisor.replaced", odd=float("inf"))
+    after.put_before(json.loads(json.dumps(before.recent, allow_nan=False)))
+    async with after.follow() as (everything, _), after.follow(new=True) as (own, coming):
+        assert [one["event"] for one in everything] == ["counted"] * 499 + ["supervisor.replaced"]
+        assert everything[:-1] == before.recent
+        assert [one["fields"] for one in own] == [{"odd": "inf"}]
+        log.info("later")
+        assert coming.receive_nowait()["event"] == "later"
+    log.info("last")
+    async with after.follow(new=True) as (own, _):
+        assert [one["event"] for one in own] == ["supervisor.replaced", "later", "last"]
+    for number in range(600):
+        log.info("counted", number=number)
+    async with after.follow(new=True) as (own, _), after.follow() as (everything, _):
+        assert own == everything
+    after.put_before(before.recent)
+    assert len(after.recent) == 500

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -460,3 +461,65 @@ async def test_a_probe_with_another_meaning_starts_afresh(
     assert scene.posted == []  # it did not pass before the upgrade, as it is now
     scene.see(PASS, probe="other", times=2)
     assert scene.posted == [CandidateHealthy()]
+
+
+# --- over the replacement of the supervisor --------------------------------------------------
+
+
+def carried(before: Scene, *probes: ProbeSettings) -> Scene:
+    """The same nginx, seen from the program that comes after."""
+    after = Scene(*probes)
+    data = json.loads(json.dumps(before.evidence.to_data(), allow_nan=False))
+    after.evidence.from_data(data, at=trio.current_time())
+    return after
+
+
+async def test_rows_and_the_judge_go_on_in_another_program(autojump_clock: MockClock) -> None:
+    scene = await soaking(HOME, OTHER)
+    scene.see(PASS, probe="other")
+    scene.see(FAIL, times=HOME.fall - 1)
+    after = carried(scene, HOME, OTHER)
+    assert after.evidence.to_data() == scene.evidence.to_data()
+    assert after.evidence.report() == scene.evidence.report()
+    assert after.last_aim.generation == NEW
+    assert after.last_aim.address is None
+    after.see(FAIL)
+    assert [type(one) for one in after.posted] == [Triggered]
+    assert "failed 3 times" in str(after.posted)
+
+
+async def test_a_canary_goes_on_with_the_probes_that_could_judge_it(
+    autojump_clock: MockClock,
+) -> None:
+    scene = Scene(HOME, OTHER)
+    scene.why_not = {"other": "it asks another block"}
+    await scene.prepare()
+    scene.evidence.aim(Watch.CANARY)
+    scene.see(PASS)
+    # What the new program cannot know: it has not read the configuration that was tested.
+    after = carried(scene, HOME, OTHER)
+    assert after.last_aim.address == ("127.0.0.1", 18931)
+    assert after.last_aim.not_asked == {"other": "it asks another block"}
+    assert after.posted == []
+    after.see(PASS)
+    assert [type(one) for one in after.posted] == [CandidateHealthy]
+
+
+async def test_probes_that_are_new_by_then_begin_anew(autojump_clock: MockClock) -> None:
+    scene = await soaking(HOME)
+    scene.see(FAIL, times=HOME.fall - 1)
+    after = carried(scene, OTHER)
+    assert after.state == {"other": "unknown"}
+    after.see(FAIL, probe="other", times=9)
+    assert after.posted == []  # it did not pass before the upgrade
+    resting = Scene(HOME)
+    resting.see(PASS, generation=OLD, times=2)
+    assert carried(resting, HOME).state == {"home": "up"}
+
+
+async def test_what_is_no_evidence_is_not_taken(autojump_clock: MockClock) -> None:
+    scene = await soaking(HOME)
+    data = json.loads(json.dumps(scene.evidence.to_data()))
+    del data["judge"]["health"]
+    with pytest.raises(KeyError):
+        Scene(HOME).evidence.from_data(data, at=0.0)
