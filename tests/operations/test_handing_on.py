@@ -25,6 +25,7 @@ NOT_OF_A_RUN = {
 }
 NOT_OF_A_WORLD = {
     "settings", "log", "store", "journal", "listener", "post", "watch", "lock", "background",
+    "keep_locks", "told_short",
     "remember", "version_of_upgrade", "hasten",  # parts and wiring, which a new program makes anew
     "held",  # a parcel of its own
     "env_seen", "facts_seen",  # asked again
