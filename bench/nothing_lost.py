@@ -64,8 +64,15 @@ ROUND = (
     "self_upgrade_in_upgrade",
 )
 """Deeds of the soak that offer no bad nginx and stop none: they have no right to lose a request."""
-UPGRADES_A_ROUND = 12
+SUPERVISOR_DIES = (
+    "death_of_supervisor",
+    "death_of_supervisor_and_master",
+    "death_of_supervisor_in_upgrade",
+)
+UPGRADES_A_ROUND = 10
+"""At least: those that are struck early end as a refusal, and do not count."""
 UPGRADES = 50
+"""In the long form, in proportion in a shorter one."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -81,6 +88,12 @@ class Result:
     matched: Counter[str] = field(default_factory=Counter)
     left: list[Failure] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def upgrades(self) -> int:
+        """Those that started a second generation, and those that somebody else made."""
+        ended = self.verdicts["committed"] + self.verdicts["rolled_back"]
+        return ended + self.deeds["foreign_upgrade"]
 
     @property
     def is_good(self) -> bool:
@@ -106,6 +119,7 @@ class Result:
             "p99_ms": round(1000 * total.latency(0.99), 1),
             "max_ms": round(1000 * total.latency(1.0), 1),
             "versions": dict(total.versions),
+            "upgrades": self.upgrades,
             "verdicts": dict(self.verdicts),
             "deeds": dict(self.deeds),
             "slowest_ms": {name: round(1000 * took, 1) for name, took in self.slowest.items()},
@@ -122,8 +136,10 @@ class Result:
             f" {told['matched']} of these were accepted by a worker that was killed then",
             f"  not explained {told['unexplained']}",
             f"  p50 {told['p50_ms']} ms   p99 {told['p99_ms']} ms   max {told['max_ms']} ms",
-            f"  through {sum(self.deeds.values())} deeds, {self.killed} processes of nginx killed;"
-            f" verdicts: {_counts(self.verdicts)}",
+            f"  through {sum(self.deeds.values())} deeds: {self.upgrades} upgrades"
+            f" ({_counts(self.verdicts)}, {self.deeds['foreign_upgrade']} by hand),"
+            f" {self.killed} processes of nginx killed,"
+            f" {sum(self.deeds[name] for name in SUPERVISOR_DIES)} times the supervisor",
         ]
         lines += [
             f"    {number:4} {name:32} slowest answer {1000 * self.slowest[name]:6.0f} ms"

@@ -435,6 +435,53 @@ def death_of_old_master_while_held(world: World) -> None:
     _in_an_upgrade(world, lambda: world.kill([world.masters()[0].pid]), hold=True)
 
 
+@deed
+def death_of_supervisor_while_it_starts(world: World) -> None:
+    """The one after the one that died does not live long either."""
+    world.nginx.die()
+    world.nginx.launch()
+    time.sleep(world.random.uniform(0.0, 0.6))
+    world.nginx.die()
+    world.nginx.start()
+
+
+def _in_a_command(world: World, strike: Callable[[], None]) -> None:
+    """Begin something, strike at a random moment of it, and see how it ends."""
+    command = world.random.choice(
+        [("reload",), ("adopt", "--take-over"), ("rollback",), ("restart",), ("self-upgrade",)]
+    )
+    if command == ("restart",):
+        world.allow("refused", "reset", "cut")
+    asked = world.nginx.begin(*command)
+    time.sleep(world.random.uniform(0.0, 0.4))
+    strike()
+    world.answer(asked, *command, codes=range(7))
+    world.resolve(*(world.offers if command == ("rollback",) else ()))
+
+
+@deed
+def crash_in_command(world: World) -> None:
+    """Of all of nginx, of masters alone, or of one worker."""
+
+    def strike() -> None:
+        every = world.everything()
+        masters = {one.pid for one in world.masters()}
+        workers = [pid for pid in every if pid not in masters]
+        wish = world.random.choice(["everything", "masters", "worker"])
+        if wish == "worker":
+            world.kill(workers[:1])
+        else:
+            world.kill(every if wish == "everything" else masters)
+
+    _in_a_command(world, strike)
+
+
+@deed
+def death_of_supervisor_in_command(world: World) -> None:
+    """The next one finds two masters on the same sockets, none, or one that is leaving."""
+    _in_a_command(world, lambda: death_of_supervisor(world))
+
+
 # --- pauses ---------------------------------------------------------------------------------------
 
 

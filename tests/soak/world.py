@@ -174,12 +174,12 @@ class World:
             raise TimeoutError(f"{exc}: {status}") from None
         return status
 
-    def resolve(self, offered: Offer) -> None:
-        """Nobody can know how it ended: either serves; the verdicts have to be right about it."""
+    def resolve(self, *offered: Offer) -> None:
+        """Nobody can know how it ended: one of them serves, or still what served before."""
         self.open_ended = True
         status = self.quiet()
         serving = status["generations"][0]["sha256"]
-        for one in (self.serving, offered):
+        for one in (self.serving, *offered):
             if one.sha == serving:
                 self.serving = one
                 return
