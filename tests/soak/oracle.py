@@ -81,6 +81,8 @@ class Oracle:
         ids = [one["upgrade_id"] for one in history]
         if len(set(ids)) != len(ids):
             raise UnexpectedError(f"an upgrade with two verdicts: {history[-4:]}")
+        if not self._world.accepted <= set(ids):
+            raise UnexpectedError(f"begun and without a verdict: {self._world.accepted - set(ids)}")
         new = history[self._verdicts :]
         self._verdicts = len(history)
         self.verdicts.update(one["verdict"] for one in new)

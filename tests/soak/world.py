@@ -101,6 +101,7 @@ class World:
     kills: list[Killed] = field(default_factory=list)
     windows: list[Window] = field(default_factory=list)
     verdicts: list[dict[str, Any]] = field(default_factory=list)  # of this deed, as they were told
+    accepted: set[str] = field(default_factory=set)  # upgrades of this deed that were begun
     open_ended: bool = False  # whether the history may have a verdict that nobody was told
     allowed: set[str] = field(default_factory=set)
     _begin: float = 0.0
@@ -111,6 +112,7 @@ class World:
         """A deed begins; whatever it draws depends on `seed` alone."""
         self.random = Random(seed)
         self.verdicts, self.open_ended, self.allowed = [], False, set()
+        self.accepted = set()
         self._begin = time.monotonic()
 
     def end(self) -> None:
@@ -149,6 +151,11 @@ class World:
         if answer.code not in codes:
             raise UnexpectedError(f"{' '.join(map(str, arguments))}: {answer}")
         last = answer.lines[-1] if answer.lines else {}
+        self.accepted |= {
+            line["upgrade_id"]
+            for line in answer.lines
+            if line.get("event") == "accepted" and line.get("upgrade_id")
+        }
         # A reload has a verdict, too, and no place in the history.
         if last.get("event") == "verdict" and last.get("upgrade_id"):
             self.verdicts.append(last)
