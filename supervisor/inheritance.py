@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from supervisor.succession import Succession
 
 HELD = "held_listeners"
-_BROKEN = (KeyError, TypeError, ValueError, AttributeError, OSError, SupervisorError)
+_BROKEN = (LookupError, TypeError, ValueError, AttributeError, OSError, SupervisorError)
 """What reading somebody else's data can raise."""
 
 
@@ -88,7 +88,7 @@ def take_over(hand_over: HandOver, estate: Estate) -> tuple[Action, ...]:
     if not problem:
         try:
             first, handed = _read(given, hand_over, estate)
-        except _BROKEN as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is: nginx has to be found again
             problem = f"its state cannot be understood: {exc!r}"
     if problem:
         return _look_around(given, estate, problem)

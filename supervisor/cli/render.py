@@ -108,9 +108,20 @@ def status(found: Fields) -> Iterator[str]:
         since = f"  since {moment(probe['since'])}" if probe.get("since") else ""
         yield _row("probe", _words(probe, "name", "type", "state", "generation", "detail") + since)
     yield _row("restarts", text(found.get("restarts", 0)))
+    if found.get("supervisor_started"):
+        yield _row("supervisor", _supervisor(found))
     last = _fields(found.get("last_verdict"))
     if last:
         yield _row("last", "  ".join(filter(None, _verdict_cells(last))))
+
+
+def _supervisor(found: Fields) -> str:
+    """Which program it is, and since when; the two moments differ once it has replaced itself."""
+    words = _words(found, "supervisor_version")
+    pid, started = found.get("supervisor_pid"), found.get("supervisor_started")
+    words += f"  (pid {text(pid)}) since {moment(started)}"
+    replaced = found.get("supervisor_replaced")
+    return f"{words}, replaced {moment(replaced)}" if replaced else words
 
 
 def _why(found: Fields, upgrade: Fields) -> str:

@@ -8,11 +8,13 @@ and to understand the configuration.
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import trio
@@ -22,6 +24,7 @@ from supervisor.core.errors import Refusal
 CHECK_LIMIT = 30.0
 """Seconds that a new program gets to say what it thinks of the configuration."""
 _WORDS = 600
+_DISTRIBUTION = "nginx-supervisor"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,11 +58,7 @@ class OwnProgram:
 
         Raises Refusal `self_check_failed` with the program's own words. Cancelling ends it.
         """
-        await self._run("check", "--config", str(self.config))
-        return (await self._run("--version")).strip()
-
-    async def _run(self, *arguments: str) -> str:
-        command = [*self.interpreter, *arguments]
+        command = [*self.interpreter, "check", "--config", str(self.config)]
         done = None
         try:
             with trio.move_on_after(CHECK_LIMIT):
@@ -74,7 +73,16 @@ class OwnProgram:
         if done.returncode != 0:
             said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()[-_WORDS:]
             raise _refusal(command, f"it ended with {done.returncode}: {said or 'no word'}")
-        return done.stdout.decode("utf-8", "replace")
+        return _version_on_disk()
+
+
+def _version_on_disk() -> str:
+    """What is installed where this interpreter looks, as the new program will say of itself."""
+    importlib.invalidate_caches()
+    try:
+        return metadata.version(_DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def _refusal(command: list[str], cause: str) -> Refusal:

@@ -145,3 +145,20 @@ def test_a_line_of_the_log_is_plain() -> None:
         "2025-01-02 03:04:05 UTC  info  x.y  judged=yes  pids=1, 2  "
         "phases=preflight 0.020 s, canary 1.000 s  table=a 1  restarts=0"
     )
+
+
+# --- the supervisor itself -----------------------------------------------------------------
+
+
+def test_since_when_the_supervisor_runs_and_which_program_it_is() -> None:
+    told: Fields = {
+        "supervisor_version": "0.2.0", "supervisor_pid": 7,
+        "supervisor_started": "2026-01-02T03:04:05.678+00:00",
+    }  # fmt: skip
+    (line,) = [one for one in lines(**told) if one.startswith("supervisor")]
+    assert line == "supervisor 0.2.0  (pid 7) since 2026-01-02 03:04:05.678 UTC"
+    (line,) = [
+        one for one in lines(**told, supervisor_replaced="2026-01-03T00:00:00.000Z")
+        if one.startswith("supervisor")
+    ]  # fmt: skip
+    assert line.endswith("UTC, replaced 2026-01-03 00:00:00.000 UTC")

@@ -16,6 +16,7 @@ from typing import Any
 import supervisor
 from tests.e2e.harness import checks, processes, site, supervised
 from tests.e2e.harness.bare import until
+from tests.e2e.harness.settings import write
 from tests.e2e.harness.site import Options, Site, sha256
 from tests.e2e.harness.supervised import COMMANDS, Supervised
 from tools.load import Load
@@ -226,6 +227,47 @@ def test_a_new_version_that_is_broken_or_cannot_go_on(oldest: Build, newest: Bui
         assert "format 1, and this supervisor knows 2" in verdict["detail"]
         checks.assert_rolled_back(nginx, oldest, sha256(oldest.path))
         assert processes.look(nginx.pid) is not None
+
+
+def test_a_new_version_that_dies_at_once(oldest: Build) -> None:
+    """As any death of a supervisor: nginx serves on, and the next one adopts it."""
+    with site.make(oldest) as one, supervised.on(one) as nginx:
+        package = a_copy_of_the_program(nginx, one)
+        nginx.start()
+        before = pids(nginx)
+        working = (package / "inheritance.py").read_text()
+        broken = working.replace("def take_over(", "def took_over(").replace(
+            "def register(", "def take_over(*_):\n    raise RuntimeError\n\n\ndef register("
+        )
+        (package / "inheritance.py").write_text(broken)
+        with Load(one.plan(**LIGHT)) as load:
+            lost = nginx.ctl("self-upgrade")
+            assert lost.code == 6, lost
+            assert "the supervisor is gone" in lost.errors
+            assert nginx.cradle.wait(nginx.pid) == 1
+            (package / "inheritance.py").write_text(working)
+            nginx.start()
+            report = load.stop()
+        assert report.failures == 0, report
+        assert pids(nginx) == before
+        assert logged(nginx, "generation.adopted") != []
+
+
+def test_settings_that_changed_meanwhile(oldest: Build) -> None:
+    with site.make(oldest) as one, supervised.running(one) as nginx:
+        settings = dict(nginx.settings)
+        elsewhere = {**settings, "state": {"directory": str(one.folder / "elsewhere")}}
+        write(nginx.toml, elsewhere)
+        refused = nginx.ctl("self-upgrade")
+        assert (refused.code, refused.reason) == (3, "settings_fixed"), refused
+        assert "[state]" in refused.errors
+
+        moved = one.folder / "moved.sock"
+        write(nginx.toml, {**settings, "control": {"socket": str(moved)}})
+        answer = nginx.ctl("self-upgrade")  # on the connection that it has
+        assert answer.code == 0, answer
+        assert not nginx.socket.exists()
+        assert nginx.ctl("status", "--socket", moved).last["supervisor_pid"] == nginx.pid
 
 
 def test_signals_that_come_in_between(oldest: Build) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -16,8 +17,6 @@ PROGRAM = """\
 import sys, time
 if sys.argv[1:] == ["check", "--config", "/c.toml"]:
     {check}
-elif sys.argv[1:] == ["--version"]:
-    print("7.8.9")
 else:
     sys.exit(f"what? {{sys.argv}}")
 """
@@ -32,9 +31,11 @@ def program(folder: Path, check: str) -> OwnProgram:
     )  # fmt: skip
 
 
-async def test_one_that_is_content_tells_its_version(tmp_path: Path) -> None:
+async def test_one_that_is_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = program(tmp_path, "print('ok')")
-    assert await own.check() == "7.8.9"
+    assert await own.check() == metadata.version("nginx-supervisor")
+    monkeypatch.setattr(own_program, "_DISTRIBUTION", "nginx-supervisor-that-is-gone")
+    assert await own.check() == "unknown"
     assert own.argv[-3:] == ("run", "--config", "/c.toml")
 
 
