@@ -209,6 +209,17 @@ def _inherits(listen: Listen, held: Listen) -> bool:
         return True  # a host name, which may be anything
 
 
+def share_a_listener(one: Process, other: Process) -> bool:
+    """One of the two was started with a listening socket of the other's; False where unseen."""
+    theirs = set(_sockets_of(other.pid).values())
+    for number, inode in _sockets_of(one.pid).items():
+        fd = _take_listener(one, number, inode) if inode in theirs else None
+        if fd is not None:
+            os.close(fd)
+            return True
+    return False
+
+
 def _take(process: Process, number: int, inode: int) -> int | None:
     """A duplicate; None where that is gone, or another by now. Raises OSError where forbidden."""
     try:

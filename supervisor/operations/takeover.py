@@ -67,7 +67,7 @@ async def take_over(world: World) -> Succeeded:
         raise
     old.role = Role.RETIRING  # no checkpoint since the new one was taken in
     with trio.CancelScope(shield=True):
-        await _end_master(world, old)
+        await end_master(world, old)
         world.pid_path = facts.pid_path
         await settle_pid_file(world, new)
         await remove_leftovers(world, old, new)
@@ -146,7 +146,7 @@ async def _launch(world: World, old: Generation, facts: Facts) -> Generation:
             os.close(fd)
 
 
-async def _end_master(world: World, old: Generation) -> None:
+async def end_master(world: World, old: Generation) -> None:
     """SIGKILL to the old master alone; workers that it forked in its last moment are known."""
     old.look()
     moved = cgroup.bring_in(old.workers)

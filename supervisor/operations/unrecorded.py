@@ -18,11 +18,13 @@ import trio
 from supervisor.core.errors import Refusal, SupervisorError
 from supervisor.edges import pidfile, procfs, sockets
 from supervisor.edges.generation import Generation, Role
+from supervisor.edges.held import share_a_listener
 from supervisor.edges.process import Process
 from supervisor.operations.adoption import open_claimed, take_in, take_in_orphans
 from supervisor.operations.discovery import unrecorded_masters, unrecorded_orphans
 from supervisor.operations.facts import Facts
 from supervisor.operations.pidfiles import settle_pid_file
+from supervisor.operations.takeover import end_master
 from supervisor.operations.world import World
 
 
@@ -92,11 +94,36 @@ async def _choose(world: World, recorded: Sequence[Generation], new: Sequence[Ge
     for one in pool:
         if one is not active and _is_quitting(one.master.pid):
             one.role = Role.RETIRING
+        elif one is not active and recorded and _is_of_a_take_over(one, active):
+            await _finish_take_over(world, one, active)
         elif one is not active:
             _leave_alone(world, one, beside=active)
     if len(pool) == 1 and active.program.stored is not None:
         with suppress(SupervisorError):  # it serves all the same
             await trio.to_thread.run_sync(world.store.mark_good, active.program.stored)
+
+
+def _is_of_a_take_over(one: Generation, active: Generation) -> bool:
+    """The two have the same sockets, and neither has started the other: a supervisor did.
+
+    It died in a take-over, between the start of the new master and the end of the old one, which
+    it had on record.
+    """
+    if _is_child(one, active) or _is_child(active, one):
+        return False
+    return share_a_listener(one.master, active.master)
+
+
+async def _finish_take_over(world: World, one: Generation, active: Generation) -> None:
+    """Its workers leave as those of any master that was taken over, and nobody is refused."""
+    world.log.warning(
+        "take_over.finished", generation=f"g{one.id}", pid=one.master.pid,
+        detail=f"a take-over was under way when the supervisor died; {active.master.pid} serves",
+    )  # fmt: skip
+    await end_master(world, one)
+    one.role = Role.RETIRING
+    with suppress(SupervisorError):  # told at the next upgrade, which needs it
+        await settle_pid_file(world, active)
 
 
 def _match(

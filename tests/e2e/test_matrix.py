@@ -51,6 +51,8 @@ LIGHT = {
     "timeout": 10.0,
 }  # fmt: skip
 
+ONE_START = {"restart": {"start_limit": 1}}
+
 MOST_CUT = 6
 """Requests of three clients that were under way when workers were ended, once or in two goes."""
 
@@ -92,7 +94,8 @@ def test_matrix(
     oldest: Build, newest: Build, matrix_case: Case, record_property: Callable[[str, object], None]
 ) -> None:
     case = matrix_case
-    with site.make(oldest) as one, supervised.on(one, SETTINGS) as nginx:
+    settings = {**SETTINGS, **(ONE_START if case.scenario is Scenario.DEGRADED else {})}
+    with site.make(oldest) as one, supervised.on(one, settings) as nginx:
         run = Run(case, nginx, Points(nginx), oldest, newest)
         nginx.start()
         (run.first,) = nginx.masters()
@@ -175,6 +178,14 @@ def stop(run: Run) -> None:
     run.also.append(run.begin("stop"))
 
 
+def take_over(run: Run) -> None:
+    run.also.append(run.begin("adopt", "--take-over"))
+
+
+def replace(run: Run) -> None:
+    run.also.append(run.begin("self-upgrade", "--now"))
+
+
 def crash_master(run: Run) -> None:
     (master,) = run.nginx.masters()
     kill(master.pid, signal.SIGKILL)
@@ -197,6 +208,7 @@ Act = Callable[[Run], None]
 
 PREPARE: dict[Scenario, Act] = {
     Scenario.ROLLBACK: hold,
+    Scenario.REPLACED_HELD: hold,
     Scenario.RECOVER: die_held,
     Scenario.RECOVER_COMMITTED: die_with_quit_sent,
     Scenario.BACKOFF: break_configuration,
@@ -213,6 +225,10 @@ BEGIN: dict[Scenario, Act] = {
     Scenario.RECOVER: launch,
     Scenario.RECOVER_COMMITTED: launch,
     Scenario.STOP: stop,
+    Scenario.DEGRADED: crash_master,
+    Scenario.TAKE_OVER: take_over,
+    Scenario.REPLACED: replace,
+    Scenario.REPLACED_HELD: replace,
 }
 
 
@@ -278,7 +294,8 @@ def strike_supervisor(run: Run) -> None:
 def come_back(run: Run) -> None:
     """Everyone has an answer, and a supervisor runs that has nothing left to do."""
     nginx = run.nginx
-    if run.case.scenario is Scenario.HELD and run.asked is not None and is_alive(nginx):
+    held = (Scenario.HELD, Scenario.REPLACED_HELD)
+    if run.case.scenario in held and run.asked is not None and is_alive(nginx):
         try:
             run.asked.wait(victims.STOPPED)
         except subprocess.TimeoutExpired:
@@ -289,7 +306,9 @@ def come_back(run: Run) -> None:
         hang_up(run)
         run.points.disarm()
         nginx.start()
-    if run.case.scenario is Scenario.STOP and nginx.look()["state"] == "stopped":
+    if nginx.look()["state"] == {Scenario.STOP: "stopped", Scenario.DEGRADED: "degraded"}.get(
+        run.case.scenario
+    ):
         assert nginx.ctl("start").code == 0
     nginx.until_state("running", limit=30)
 

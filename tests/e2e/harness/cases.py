@@ -26,6 +26,10 @@ class Scenario(Enum):
     RECOVER = "recover"  # a successor finds an upgrade that was held
     RECOVER_COMMITTED = "recover_committed"  # a successor finds QUIT sent, and no verdict
     STOP = "stop"  # nginxctl stop
+    DEGRADED = "degraded"  # the master was killed, and the start limit is reached
+    TAKE_OVER = "take_over"  # of the master that serves, by one of our own
+    REPLACED = "replaced"  # the supervisor replaces itself
+    REPLACED_HELD = "replaced_held"  # the same while an upgrade is held
     REST = "rest"  # nothing
 
 
@@ -94,6 +98,7 @@ NEW = (S, NM, NW, N1)
 
 U, H, R, E = Scenario.UPGRADE, Scenario.HELD, Scenario.ROLLBACK, Scenario.REJECTED
 CM, CA, B = Scenario.CRASH_MASTER, Scenario.CRASH_ALL, Scenario.BACKOFF
+D, T, Q, QH = Scenario.DEGRADED, Scenario.TAKE_OVER, Scenario.REPLACED, Scenario.REPLACED_HELD
 V, VC, X, IDLE = Scenario.RECOVER, Scenario.RECOVER_COMMITTED, Scenario.STOP, Scenario.REST
 
 JOURNAL = "journal.before*1-6 journal.after*1-6 journal.written*1-2"
@@ -157,6 +162,15 @@ ROWS = (
     Row(V, "SIGHUP.before SIGHUP.after SIGQUIT.before SIGQUIT.after", (S, OM, NM), KILL),
     Row(V, "stage.after rename.after history.before history.after closed.after", (S, OM), KILL),
     Row(VC, "join.after*1-2 history.before history.after closed.after", (S, NM), KILL),
+    Row(D, "state.degraded", (S, OW, O1), ALL),
+    # Another master, another supervisor.
+    Row(T, "state.taking_over", EARLY, ALL),
+    Row(T, "launch.before", EARLY, KILL),
+    Row(T, "launch.after ready.after launched.after join.after SIGKILL.before", BOTH, KILL),
+    Row(T, "SIGKILL.after", (S, NM, OW, NW), KILL),
+    Row(T, "SIGQUIT.before SIGQUIT.after", (S, NM, OW, NW), KILL),
+    Row(Q, "execve.before inherit.before inherit.after", EARLY, KILL),
+    Row(QH, "execve.before inherit.before inherit.after", LATE, KILL),
     # Stopping.
     Row(X, "state.stopping SIGQUIT.before SIGQUIT.after state.stopped", (S,), ALL),
 )  # fmt: skip

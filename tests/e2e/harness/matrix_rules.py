@@ -13,9 +13,10 @@ ENDING = ("KILL", "SEGV", "TERM")
 
 _NO_UPGRADE = (
     Scenario.REST, Scenario.CRASH_ALL, Scenario.CRASH_MASTER, Scenario.BACKOFF, Scenario.STOP,
+    Scenario.DEGRADED, Scenario.TAKE_OVER, Scenario.REPLACED,
 )  # fmt: skip
 _WAY_BACK = (Scenario.ROLLBACK, Scenario.REJECTED, Scenario.RECOVER)
-_FORWARD = (Scenario.UPGRADE, Scenario.HELD)
+_FORWARD = (Scenario.UPGRADE, Scenario.HELD, Scenario.REPLACED_HELD)
 
 _IN_PREFLIGHT = ("state.preflight", "stage.before", "stage.written", "stage.after",
                  "include.before", "include.after")  # fmt: skip
@@ -138,7 +139,9 @@ def cost_of(case: Case) -> Cost:
         case Victim.OLD_MASTER | Victim.NEW_MASTER:
             return _of_a_master(case)
         case _:
-            orphans = case.scenario in (Scenario.CRASH_MASTER, Scenario.BACKOFF)
+            orphans = case.scenario in (
+                Scenario.CRASH_MASTER, Scenario.BACKOFF, Scenario.DEGRADED,
+            )  # fmt: skip
             sole = orphans and case.victim is Victim.OLD_WORKERS and case.signal in ENDING
             return Cost.OUTAGE if sole else Cost.CUT
 
@@ -146,8 +149,9 @@ def cost_of(case: Case) -> Cost:
 def _of_a_master(case: Case) -> Cost:
     if case.signal != "TERM":
         # One that was killed while it came up takes its workers with it.
-        return Cost.CUT if case.scenario is Scenario.CRASH_MASTER else Cost.NOTHING
-    alone = case.point in _NO_CANDIDATE
+        starts = case.scenario in (Scenario.CRASH_MASTER, Scenario.TAKE_OVER)
+        return Cost.CUT if starts else Cost.NOTHING
+    alone = case.point in (*_NO_CANDIDATE, "state.taking_over")
     if case.victim is Victim.NEW_MASTER:
         alone = case.scenario in _FORWARD and is_past_the_last_look(case)
     return Cost.OUTAGE if alone or case.point.startswith("SIGQUIT") else Cost.CUT

@@ -141,6 +141,8 @@ def wrap_everything() -> None:
     around(pidfile, "remove_stale", "stale")
     around(World, "join", "join")
     around(shift, "_expect_workers", "leaving")
+    around(os, "execve", "execve")
+    around(daemon, "take_over", "inherit")
     around_async(spawn, "wait_ready", "ready")
     around_async(start, "wait_ready", "ready")
     around_async(Launch, "begin", "launch")
