@@ -7,7 +7,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv nginx check test test-pairs matrix soak demo run bench bench-lost clean
+.PHONY: help venv nginx check test test-pairs matrix soak demo run bench bench-lost fuzz clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -23,6 +23,7 @@ help:
 	@echo 'make bench   what the supervisor adds to the time of an upgrade; what a status and the libraries cost'
 	@echo 'make bench-lost  a million requests through upgrades, rollbacks and crashes (REQUESTS=N); some minutes'
 	@echo 'make soak    random faults and upgrades, checked after each (SOAK_SECONDS=600, SOAK_SEED=N)'
+	@echo 'make fuzz    the coverage-guided fuzzer: FUZZ_SECONDS=60 for each target, FUZZ_SEED=1'
 	@echo 'make check   ruff and mypy only'
 	@echo 'make venv    the virtual environment;  make nginx: the nginx builds (both done by the others)'
 	@echo 'make clean   removes .venv and tool caches; the nginx builds stay in the cache folder'
@@ -81,6 +82,16 @@ REQUESTS := 1000000
 bench-lost: nginx
 	@$(PY) -m bench.nothing_lost --requests $(REQUESTS)
 
+FUZZ_SECONDS ?= 60
+FUZZ_SEED ?= 1
+
+# What it finds is in fuzz-found/; `make test` runs the same targets for a moment, without it too.
+fuzz: $(STAMP)
+	@$(PY) -c 'import atheris' 2>/dev/null || \
+		$(PY) -m pip install --quiet --disable-pip-version-check --only-binary atheris -e '.[fuzz]' || \
+		{ echo 'make fuzz: there is no atheris for this interpreter: use another one (PYTHON=...)' >&2; exit 1; }
+	@$(PY) -m tests.fuzz.guided --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
+
 clean:
-	@rm -rf $(VENV) .venv.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage .coverage.* htmlcov build dist *.egg-info
+	@rm -rf $(VENV) .venv.lock .mypy_cache .pytest_cache .ruff_cache .hypothesis fuzz-found .coverage .coverage.* htmlcov build dist *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -169,17 +169,25 @@ class _Reading:
         return self._parsed[path]
 
     def _expand(
-        self, directives: Iterable[Directive], file: str, depth: int = 0
+        self, directives: Iterable[Directive], file: str, around: tuple[str, ...] = ()
     ) -> Iterator[tuple[Directive, str]]:
-        """The directives, each include replaced by the included file's, and where each stands."""
+        """The directives, each include replaced by the included file's, and where each stands.
+
+        A file that includes itself, through others too, is read once: nginx refuses it, and read
+        again and again it would take for ever.
+        """
         for directive in directives:
             if directive.name != "include" or directive.block is not None:
                 yield directive, file
-            elif depth >= _DEEPEST_INCLUDE or len(directive.arguments) != 1:
+            elif len(around) >= _DEEPEST_INCLUDE or len(directive.arguments) != 1:
                 self._odd(directive, file)
             else:
+                within = (*around, file)
                 for path in self._included(directive, file):
-                    yield from self._expand(self._directives(path), path, depth + 1)
+                    if path in within:
+                        self._odd(directive, file)
+                    else:
+                        yield from self._expand(self._directives(path), path, within)
 
     def _included(self, directive: Directive, file: str) -> list[str]:
         pattern = posixpath.join(self._conf_prefix, directive.arguments[0])

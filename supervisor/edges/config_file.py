@@ -20,7 +20,11 @@ def load_settings(path: str | Path) -> Settings:
     write it: it names programs that the supervisor runs.
     """
     shown = str(path)
-    data = _read(shown)
+    return settings_in(_read(shown), shown)
+
+
+def settings_in(data: bytes, shown: str) -> Settings:
+    """The settings in the text of a file called `shown`. Raises ConfigError, and nothing else."""
     try:
         document = tomllib.loads(data.decode("utf-8"))
     except UnicodeDecodeError as exc:

@@ -8,12 +8,13 @@ fifo) are opened with O_NOFOLLOW and looked at by fstat, never by a second looku
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from supervisor.core.errors import OperationFailed, Refusal
 from supervisor.edges.descriptors import NO_DESCRIPTOR, RESERVE
@@ -208,3 +209,19 @@ def private_folder(path: Path, *, uid: int) -> None:
             "state_directory_not_trusted",
             f"cannot keep state in {path}: {' and '.join(wrong)}",
         )
+
+
+def parse_json(data: bytes) -> object:
+    """What a file of our own holds. Raises ValueError for all that is no JSON.
+
+    That includes what the library takes or gives up on otherwise: NaN and Infinity, and text that
+    is nested deeper than the interpreter's stack.
+    """
+    try:
+        return json.loads(data, parse_constant=_no_json)
+    except RecursionError as exc:
+        raise ValueError("it is nested too deeply") from exc
+
+
+def _no_json(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no JSON")

@@ -24,7 +24,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 
-from supervisor.edges.files import REAL_DISK, Disk, open_regular, read_regular, storing
+from supervisor.edges.files import REAL_DISK, Disk, open_regular, parse_json, read_regular, storing
 from supervisor.edges.files import closing as closing_fd
 
 FORMAT = 1
@@ -52,7 +52,7 @@ def encode_line(number: int, record: Record) -> bytes:
 def decode_line(line: bytes) -> tuple[int, dict[str, object]] | str:
     """Number and record of one line, or what is wrong with it."""
     try:
-        content = json.loads(line)
+        content = parse_json(line)
     except ValueError:
         return "not JSON"
     if not isinstance(content, dict):

@@ -11,7 +11,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from supervisor.edges.files import REAL_DISK, Disk, read_regular, storing, write_atomically
+from supervisor.edges.files import (
+    REAL_DISK,
+    Disk,
+    parse_json,
+    read_regular,
+    storing,
+    write_atomically,
+)
 
 _FORMAT = 1
 _LARGEST = 2**20
@@ -59,7 +66,7 @@ class RuntimeState:
     def load(self) -> RuntimeContents:
         """What is on record; never fails on the content, since /proc has the truth anyway."""
         try:
-            content = json.loads(read_regular(self.path, limit=_LARGEST))
+            content = parse_json(read_regular(self.path, limit=_LARGEST))
         except FileNotFoundError:
             return RuntimeContents()
         except (OSError, ValueError) as exc:

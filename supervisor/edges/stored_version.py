@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 
-from supervisor.edges.files import Disk, read_regular, write_atomically
+from supervisor.edges.files import Disk, parse_json, read_regular, write_atomically
 
 BINARY_NAME = "nginx"
 _META = "meta.json"
@@ -72,8 +72,10 @@ def save(disk: Disk, version: StoredVersion) -> None:
 def load(folder: Path) -> StoredVersion | None:
     """The version in `folder`; None where there is none that can be understood."""
     try:
-        content = json.loads(read_regular(folder / _META, limit=_LARGEST_META))
-        if content.pop("v") != _FORMAT or content["id"] != folder.name:
+        content = parse_json(read_regular(folder / _META, limit=_LARGEST_META))
+        if not isinstance(content, dict) or content.pop("v") != _FORMAT:
+            return None
+        if content["id"] != folder.name:
             return None
         return StoredVersion(**content, folder=folder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError):

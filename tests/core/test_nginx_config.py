@@ -197,6 +197,9 @@ def test_a_file_may_be_included_twice_but_not_for_ever() -> None:
     assert parse_dump(dump("include x.conf; include x.conf;", x_conf="env A;")).env == ("A", "A")
     endless = parse_dump(dump("include x.conf;", x_conf="include x.conf;"))
     assert len(endless.problems) == 1
+    # Each time anew, that would be three to the power of the deepest include.
+    each = "include *.conf; include *.conf; include *.conf; env A;"
+    assert set(parse_dump(dump(each, x_conf=each)).env) == {"A"}
 
 
 def test_lua_blocks_are_stepped_over() -> None:

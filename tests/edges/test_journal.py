@@ -84,6 +84,8 @@ def test_zeros_at_the_end_are_a_torn_write(tmp_path: Path) -> None:
         (lambda text: b"[]\n" + text, "not a record"),
         (lambda text: b"{}\n" + text, "not a record"),
         (lambda text: b"\xff\xfe\n" + text, "not JSON"),
+        (lambda text: b"[" * 100_000 + b"\n" + text, "not JSON"),
+        (lambda text: b'{"v":1,"n":0,"record":{"a":NaN},"crc":"0"}\n' + text, "not JSON"),
         (lambda text: text.replace(b'"v":1', b'"v":2'), "newer supervisor"),
         (lambda text: b"".join(text.splitlines(keepends=True)[1:]), "missing"),
     ],
@@ -284,6 +286,7 @@ def test_masters_on_record(tmp_path: Path) -> None:
     [
         "",
         "[]",
+        "[" * 100_000,
         '{"v": 2}',
         '{"v": 1}',
         '{"v": 1, "masters": [1]}',
