@@ -110,13 +110,19 @@ class Succession:
                 self._answered, self._failure, self._wish = trio.Event(), None, tested
                 self._engine.when_quiet(self._attempt)
                 await self._answered.wait()
-                if self._failure is not None:
-                    raise self._failure
+                _raise_if(self._failure)
                 tested = await self._test(wish)  # the last test is too long ago
         except SupervisorError as exc:
             self._answer(wish, exc)
+        except Exception as exc:  # noqa: BLE001 - a bug in this must not end the supervisor
+            self._answer(wish, self._bug(exc))
         finally:
             self._wish = None
+
+    def _bug(self, exc: Exception) -> SupervisorError:
+        self._world.log.exception("supervisor.replacement_bug")
+        text = f"cannot replace the supervisor: a fault in it ({exc!r}); it goes on as before"
+        return OperationFailed("internal_error", text)
 
     async def _test(self, wish: _Wish) -> _Wish:
         _expect_possible(rule(self._engine.state, now=wish.now))
@@ -149,6 +155,8 @@ class Succession:
                 return await self._go(wish)
         except SupervisorError as exc:
             self._failure = exc
+        except Exception as exc:  # noqa: BLE001 - see `_replace`
+            self._failure = self._bug(exc)
         self._answered.set()
         return True
 
@@ -171,18 +179,13 @@ class Succession:
         self._announce(wish)
         try:
             await self._door.hush(HUSH)
-            if not self._engine.quiet:
+            if not self._engine.quiet or not self._is_settled():
                 return False
             self._notifier.reloading()
             try:
                 self._hand_over.replace_program(self._program.argv, self._environment())
-            except Exception as exc:
+            finally:
                 self._notifier.ready_again()
-                if isinstance(exc, SupervisorError):
-                    raise
-                self._world.log.exception("supervisor.replacement_bug")
-                text = f"cannot replace the supervisor: a fault in it ({exc!r}); it goes on"
-                raise OperationFailed("internal_error", text) from exc
         finally:
             self._door.speak()
 
@@ -216,6 +219,11 @@ class Succession:
     def request_number(self) -> int | None:
         """Whom the successor has to tell that it is there."""
         return None if self._wish is None else self._wish.request
+
+
+def _raise_if(problem: SupervisorError | None) -> None:
+    if problem is not None:
+        raise problem
 
 
 def _expect_possible(ruling: Ruling) -> None:

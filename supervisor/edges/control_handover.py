@@ -95,7 +95,7 @@ class Door:
             close_all(() if parcel is None else parcel.fds)
             return
         for data in parcel.data:
-            with suppress(OSError):
+            with suppress(OSError, LookupError, TypeError, ValueError):
                 stream = socket.socket(fileno=int(data["fd"]))
                 yield trio.SocketStream(trio.socket.from_stdlib_socket(stream)), data
 
