@@ -19,8 +19,7 @@ from supervisor.core.rollback import Limits
 from supervisor.edges.descriptors import NO_DESCRIPTOR, RESERVE
 from supervisor.edges.journal import History
 from supervisor.edges.notify import Notifier
-from supervisor.edges.procfs import boot_id
-from supervisor.edges.runtime_state import KnownMaster, RuntimeState
+from supervisor.edges.runtime_state import RuntimeState
 from supervisor.evidence import Evidence
 from supervisor.operations import (
     ending,
@@ -34,6 +33,7 @@ from supervisor.operations import (
     start,
     takeover,
 )
+from supervisor.operations.adoption import on_record
 from supervisor.operations.world import UpgradeRun, World
 from supervisor.verdicts import Verdicts, utc_now
 
@@ -276,16 +276,7 @@ class NginxEffects:
             await self._write_masters()
 
     async def _write_masters(self) -> None:
-        masters = [
-            KnownMaster(
-                generation=one.id, pid=one.master.pid, start_ticks=one.master.start,
-                boot_id=boot_id(), version=one.program.version, sha256=one.program.sha256,
-                version_id=one.program.stored or "", role=one.role.value,
-                session=one.session, pid_path=one.program.pid_path,
-                worker_processes=one.program.workers, environment=one.program.environment,
-            )
-            for one in self._world.generations
-        ]  # fmt: skip
+        masters = on_record(self._world.generations)
         try:
             await trio.to_thread.run_sync(self._runtime.save, masters)
         except SupervisorError as exc:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,24 @@ from supervisor.edges.process import Process
 from supervisor.edges.runtime_state import KnownMaster
 from supervisor.operations.facts import Facts, environment
 from supervisor.operations.world import World
+
+
+def on_record(generations: Iterable[Generation]) -> list[KnownMaster]:
+    """What a successor has to know of them; a bystander it has to find by itself, as we did.
+
+    On record it would be one that was told to leave.
+    """
+    return [
+        KnownMaster(
+            generation=one.id, pid=one.master.pid, start_ticks=one.master.start,
+            boot_id=procfs.boot_id(), version=one.program.version, sha256=one.program.sha256,
+            version_id=one.program.stored or "", role=one.role.value,
+            session=one.session, pid_path=one.program.pid_path,
+            worker_processes=one.program.workers, environment=one.program.environment,
+        )
+        for one in generations
+        if not one.bystander
+    ]  # fmt: skip
 
 
 def adopt_known(world: World, known: KnownMaster) -> None:

@@ -20,6 +20,7 @@ from supervisor.edges.generation import Generation, Role
 from supervisor.edges.journal import History
 from supervisor.edges.runtime_state import KnownMaster, RuntimeState
 from supervisor.operations import ending, pidfiles, preflight, recover, shift, start
+from supervisor.operations.adoption import on_record
 from supervisor.operations.world import UpgradeRun
 from tests.operations.lab import Lab, lab
 from tools.nginx_cache import Build
@@ -27,17 +28,7 @@ from tools.nginx_cache import Build
 
 def _record(made: Lab, *generations: Generation) -> None:
     """What the supervisor that then died had on disk."""
-    state = RuntimeState(made.folder / "state")
-    state.save(
-        KnownMaster(
-            generation=one.id, pid=one.master.pid, start_ticks=one.master.start,
-            boot_id=procfs.boot_id(), version=one.program.version, sha256=one.program.sha256,
-            version_id=one.program.stored or "", role=one.role.value,
-            session=one.session, pid_path=one.program.pid_path,
-            worker_processes=one.program.workers, environment=one.program.environment,
-        )
-        for one in generations
-    )  # fmt: skip
+    RuntimeState(made.folder / "state").save(on_record(generations))
 
 
 def _forget(made: Lab) -> None:
@@ -196,8 +187,18 @@ async def test_two_masters_that_no_record_explains(oldest: Build) -> None:
         assert active.master.pid == second.master.pid
         (other,) = [one for one in made.world.generations if one is not active]
         assert other.master.pid == first.master.pid
-        (said,) = [line for line in made.log if line["event"] == "generation.unexplained"]
-        assert said["pid"] == first.master.pid
+        said = [line for line in made.log if line["event"] == "generation.unexplained"]
+        assert [each["pid"] for each in said] == [first.master.pid]
+        # The next supervisor leaves it alone as well.
+        _record(made, *made.world.generations)
+        _forget(made)
+        found = await _recover(made)
+        assert found is not None
+        assert not found.retiring
+        active = made.world.active
+        assert active is not None
+        assert active.master.pid == second.master.pid
+        assert [one.bystander for one in made.world.generations if one is not active] == [True]
         made.world.run = UpgradeRun(id="u1")
         with pytest.raises(Refusal) as caught:
             await preflight.prepare(made.world, commands.Upgrade())
