@@ -35,7 +35,7 @@ class KnownMaster:
     sha256: str
     version: str
     version_id: str
-    role: str  # active, candidate or retiring
+    role: str  # active, candidate or retiring; or bystander, which nobody has told to leave
     session: int = 0  # every process that nginx made is in it
     pid_path: str = ""
     worker_processes: int = 1

@@ -26,21 +26,21 @@ from supervisor.operations.facts import Facts, environment
 from supervisor.operations.world import World
 
 
-def on_record(generations: Iterable[Generation]) -> list[KnownMaster]:
-    """What a successor has to know of them; a bystander it has to find by itself, as we did.
+_BYSTANDER = "bystander"  # on record: a retiring one that nobody has told to leave
 
-    On record it would be one that was told to leave.
-    """
+
+def on_record(generations: Iterable[Generation]) -> list[KnownMaster]:
+    """What a successor has to know of them."""
     return [
         KnownMaster(
             generation=one.id, pid=one.master.pid, start_ticks=one.master.start,
             boot_id=procfs.boot_id(), version=one.program.version, sha256=one.program.sha256,
-            version_id=one.program.stored or "", role=one.role.value,
+            version_id=one.program.stored or "", 
+            role=_BYSTANDER if one.bystander else one.role.value,
             session=one.session, pid_path=one.program.pid_path,
             worker_processes=one.program.workers, environment=one.program.environment,
         )
         for one in generations
-        if not one.bystander
     ]  # fmt: skip
 
 
@@ -54,6 +54,7 @@ def adopt_known(world: World, known: KnownMaster) -> None:
     orphans = _orphans_of(known) if process is None else []
     if process is None and not orphans:
         return
+    bystander = known.role == _BYSTANDER
     program = Program(
         version=known.version, sha256=known.sha256, path=world.settings.nginx.binary,
         stored=known.version_id or None, workers=known.worker_processes, pid_path=known.pid_path,
@@ -61,7 +62,8 @@ def adopt_known(world: World, known: KnownMaster) -> None:
     )  # fmt: skip
     generation = Generation(
         id=known.generation,
-        role=Role.RETIRING if process is None else Role(known.role),
+        role=Role.RETIRING if process is None or bystander else Role(known.role),
+        bystander=bystander and process is not None,
         master=process or Process.gone(known.pid, known.start_ticks),
         program=program,
         output=Capture.reattach(known.pid if process is not None else orphans[0]),

@@ -25,7 +25,7 @@ from supervisor.edges.pulse import Pulse
 from supervisor.edges.runtime_state import RuntimeState
 from supervisor.operations.adoption import adopt_known, is_this_nginx
 from supervisor.operations.facts import Facts, read_facts, settings_argv
-from supervisor.operations.unrecorded import take_in_unrecorded
+from supervisor.operations.unrecorded import forget_once_gone, take_in_unrecorded
 from supervisor.operations.world import POLL, UpgradeRun, World
 
 LEFTOVER_LIMIT = 5.0
@@ -54,6 +54,9 @@ async def recover(world: World, runtime: RuntimeState, history: History) -> Succ
     known = await trio.to_thread.run_sync(runtime.load)
     for master in known.masters:
         adopt_known(world, master)
+    for one in world.generations:
+        if one.bystander:
+            forget_once_gone(world, one)
     if known.note:
         world.log.warning("recover.no_record", detail=known.note)
     if record is None:

@@ -160,11 +160,11 @@ def _is_child(one: Generation, other: Generation) -> bool:
 def _leave_alone(world: World, one: Generation, beside: Generation | None) -> None:
     """It is shown, told to leave with all others when nginx is stopped, and dropped once gone."""
     one.role, one.bystander = Role.RETIRING, True
+    forget_once_gone(world, one)
     world.log.warning(
         "generation.unexplained", generation=f"g{one.id}", pid=one.master.pid,
         detail=why_beside(one, beside),
     )  # fmt: skip
-    world.background(partial(_forget_once_gone, world, one))
 
 
 def why_beside(one: Generation, active: Generation | None) -> str:
@@ -185,6 +185,11 @@ def expect_no_bystander(world: World) -> None:
         if one.bystander and one.alive:
             detail = why_beside(one, world.active)
             raise Refusal("foreign_upgrade", f"cannot upgrade: {detail}")
+
+
+def forget_once_gone(world: World, one: Generation) -> None:
+    """The bystander `one` is dropped when it has left by itself."""
+    world.background(partial(_forget_once_gone, world, one))
 
 
 async def _forget_once_gone(world: World, one: Generation) -> None:
