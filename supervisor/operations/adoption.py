@@ -25,7 +25,6 @@ from supervisor.edges.runtime_state import KnownMaster
 from supervisor.operations.facts import Facts, environment
 from supervisor.operations.world import World
 
-
 _BYSTANDER = "bystander"  # on record: a retiring one that nobody has told to leave
 
 
@@ -35,7 +34,7 @@ def on_record(generations: Iterable[Generation]) -> list[KnownMaster]:
         KnownMaster(
             generation=one.id, pid=one.master.pid, start_ticks=one.master.start,
             boot_id=procfs.boot_id(), version=one.program.version, sha256=one.program.sha256,
-            version_id=one.program.stored or "", 
+            version_id=one.program.stored or "",
             role=_BYSTANDER if one.bystander else one.role.value,
             session=one.session, pid_path=one.program.pid_path,
             worker_processes=one.program.workers, environment=one.program.environment,
