@@ -44,6 +44,9 @@ def find_leftovers(argv: Sequence[str]) -> list[tuple[int, int | None]]:
     found: list[tuple[int, int | None]] = []
     for name in os.listdir("/proc"):
         if name.isdigit() and procfs.title(int(name)) == wanted:
+            stat = procfs.read_stat(int(name))
+            if stat is None or not stat.has_execed:
+                continue  # its child, which is about to become nginx
             born = procfs.children(int(name))
             found.append((int(name), born[0] if born else None))
     return found
