@@ -34,6 +34,7 @@ from supervisor.operations import (
     takeover,
 )
 from supervisor.operations.adoption import on_record
+from supervisor.operations.restore import replaced_since
 from supervisor.operations.world import UpgradeRun, World
 from supervisor.verdicts import Verdicts, utc_now
 
@@ -290,6 +291,8 @@ class NginxEffects:
         told = self._verdicts.describe(given, run)
         if told["reason"] == "canary_inconclusive" and self._evidence.lacking:
             told["detail"] = f"{told['detail']}: {self._evidence.lacking}"
+        if run is not None and told["verdict"] == Verdict.COMMITTED.value:
+            await self._tell_replaced(run, told)
         if run is not None and self._evidence.not_observed:
             told["detail"] = f"{told['detail']}; {self._evidence.not_observed}"
         left = self.drain_left()
@@ -322,6 +325,16 @@ class NginxEffects:
         if self._told_ready:
             self._notifier.ready("the supervisor was replaced")
         self._remember_masters()
+
+    async def _tell_replaced(self, run: UpgradeRun, told: dict[str, object]) -> None:
+        """A package that arrived during the upgrade: what serves is not what a cold start tries."""
+        changed = await replaced_since(self._world, run)
+        if changed:
+            detail = (
+                f"{changed}; what serves is {run.to_version}, and nginxctl upgrade takes the file"
+            )
+            self._world.log.warning("supervisor.incident", reason="binary_changed", detail=detail)
+            told["detail"] = f"{told['detail']}; {detail}"
 
     # --- telling ----------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 from supervisor.core.errors import Refusal
@@ -316,7 +316,7 @@ class VersionStore:
                         modules=hashes,
                         source=str(source),
                         origin=origin.value,
-                        stored_at=self._now().isoformat(timespec="microseconds"),
+                        stored_at=self._stamp(),
                         folder=folder,
                     )
                 )
@@ -361,8 +361,22 @@ class VersionStore:
         return sha256
 
     def _judge(self, version_id: str, *, good: bool) -> StoredVersion:
-        judged_at = self._now().isoformat(timespec="microseconds")
-        return self._save(replace(self.get(version_id), good=good, judged_at=judged_at))
+        return self._save(replace(self.get(version_id), good=good, judged_at=self._stamp()))
+
+    def _stamp(self) -> str:
+        """The time, and later than every other in the store: its order is that of the events.
+
+        The wall clock may have been set back meanwhile, and "the last good one" must stay that.
+        """
+        now = self._now().isoformat(timespec="microseconds")
+        times = [time for one in self.versions() for time in (one.stored_at, one.judged_at or "")]
+        latest = max(times, default="")
+        if now > latest:
+            return now
+        with suppress(ValueError, OverflowError):
+            after = datetime.fromisoformat(latest) + timedelta(microseconds=1)
+            return after.isoformat(timespec="microseconds")
+        return now
 
     def _save(self, version: StoredVersion) -> StoredVersion:
         with storing("describe a stored version", version.folder):

@@ -50,6 +50,11 @@ def adopt_known(world: World, known: KnownMaster) -> None:
     if any(one.master.pid == known.pid for one in world.generations):
         return
     process = Process.open(known.pid, known.start_ticks)
+    if process is not None and not _may_be_nginx(world, known.pid):
+        # A record is a claim as well: whom it names wrongly is not touched.
+        world.log.warning("generation.record_foreign", pid=known.pid)
+        process.close()
+        return
     orphans = _orphans_of(known) if process is None else []
     if process is None and not orphans:
         return
@@ -81,6 +86,11 @@ def adopt_known(world: World, known: KnownMaster) -> None:
         world.log.warning("generation.orphans_adopted", generation=name, pids=orphans)
     else:
         world.log.info("generation.adopted", generation=name, pid=known.pid)
+
+
+def _may_be_nginx(world: World, pid: int) -> bool:
+    """By its title, or by its program where it has not come so far as to give itself one."""
+    return procfs.is_master(pid) or pidfile.runs_binary(pid, [Path(world.settings.nginx.binary)])
 
 
 def _orphans_of(known: KnownMaster) -> list[int]:

@@ -67,6 +67,7 @@ async def spawn(world: World) -> None:
         raise OperationFailed(
             "disk_error", f"cannot look at {exc.filename}: {exc.strerror}; it was there just now"
         ) from exc
+    run.installed_file = (expected_exe.st_dev, expected_exe.st_ino)
     run.usr2_children = frozenset(procfs.children(old.master.pid))
     run.usr2_sent = True
     old.master.send(signal.SIGUSR2)

@@ -102,6 +102,7 @@ class UpgradeRun:
     from_version: str | None = None
     to_version: str | None = None
     installed: bool = False  # the new binary stands at nginx.binary
+    installed_file: tuple[int, int] | None = None  # device and inode of it there
     settled: trio.Event = field(default_factory=trio.Event)  # ... also after a power cut
     not_settled: SupervisorError | None = None
     usr2_sent: bool = False

@@ -4,7 +4,8 @@
  * DISK_FAULTS names a file with lines `CALL ERRNO PREFIX`: while it has such a line, that call fails
  * for every path that begins so. DISK_RECORD names a file to which every change of a file below
  * DISK_RECORD_BELOW is appended in the order in which it was made, one line each; CLOCK_OFFSET names
- * a file with the seconds by which the wall clock is wrong. Without these variables it does nothing.
+ * a file with the seconds by which the wall clock is wrong, CPU_COUNT one with the number of
+ * processors. Without these variables it does nothing.
  */
 
 #define _GNU_SOURCE
@@ -346,6 +347,20 @@ int symlink(const char *target, const char *name)
     path_at(AT_FDCWD, name, path);
     FAIL("create", path)
     return syscall(SYS_symlinkat, target, AT_FDCWD, name);
+}
+
+/* --- the number of processors -------------------------------------------------------------- */
+
+long sysconf(int name)
+{
+    const char *file = getenv("CPU_COUNT");
+    char text[64];
+
+    REAL(long, "sysconf", int)
+    if (name == _SC_NPROCESSORS_ONLN && file != NULL && raw_read(file, text, sizeof(text)) > 0) {
+        return atol(text);
+    }
+    return real(name);
 }
 
 /* --- the wall clock ------------------------------------------------------------------------ */

@@ -218,6 +218,31 @@ def test_good_and_bad(store: VersionStore, tmp_path: Path) -> None:
     assert last.id == two.id
 
 
+@pytest.mark.parametrize("years", [-50, 50])
+def test_the_order_is_that_of_events_whatever_the_clock_says(tmp_path: Path, years: int) -> None:
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    store = VersionStore(tmp_path / "state", 1, now=lambda: now)
+    names = []
+    for text in (b"1", b"2", b"3"):
+        version = store.mark_good(taken(store, tmp_path, text).id)
+        names.append(version.id)
+        now += timedelta(days=365 * years if text == b"1" else 0)
+        last = store.last_good()
+        assert last is not None
+        assert last.id == version.id
+    assert [one.id for one in store.versions()] == names
+    assert set(store.prune([])) == set(names[:2])
+
+
+def test_times_that_are_none_are_no_obstacle(tmp_path: Path) -> None:
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    store = VersionStore(tmp_path / "state", 2, now=lambda: now)
+    version = taken(store, tmp_path, b"1")
+    meta = version.folder / "meta.json"
+    meta.write_text(meta.read_text().replace(version.stored_at, "yesterday"))
+    assert store.mark_good(version.id).judged_at == now.isoformat(timespec="microseconds")
+
+
 def test_installing_keeps_owner_mode_and_attributes(store: VersionStore, tmp_path: Path) -> None:
     version = taken(store, tmp_path, b"new")
     destination = put(tmp_path / "sbin" / "nginx", b"old", mode=0o4711)
