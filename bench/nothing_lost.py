@@ -30,7 +30,7 @@ from pathlib import Path
 
 from tests.e2e.harness import checks, supervised
 from tests.soak import deeds
-from tests.soak.world import SETTINGS, World, good_offers, site_of
+from tests.soak.world import World, good_offers, settings, site_of
 from tools.casualties import unexplained
 from tools.quick_load import Failure, QuickLoad, QuickPlan, Tally
 
@@ -158,11 +158,9 @@ def measure(requests: int, *, reuseport: bool, say: Callable[[str], None]) -> Re
     offers = good_offers()
     result = Result()
     rounds = max(1, math.ceil(UPGRADES / UPGRADES_A_ROUND * requests / REQUESTS))
-    settings = {**SETTINGS}
-    settings["restart"] = {**settings["restart"], "hold_reuseport": reuseport}
     with (
         site_of(offers[0].build, reuseport=reuseport) as one,
-        supervised.running(one, settings) as nginx,
+        supervised.running(one, settings(reuseport=reuseport)) as nginx,
         QuickLoad(QuickPlan(port=one.port, at_once=AT_ONCE, slow=SLOW, timeout=TIMEOUT)) as load,
     ):
         world = World(nginx, offers[0], offers)

@@ -76,7 +76,7 @@ class View:
     term_ago: float | None = None
     kill_ago: float | None = None
     reloaded: bool = False  # the true reload at the end was sent
-    relaunched: bool = False  # the old version was started afresh
+    relaunches: int = 0  # how often the old version was started afresh
     hasten: bool = False  # an operator does not want to wait for connections
 
 
@@ -99,12 +99,14 @@ class Step(Enum):
 
 MOST_HUPS = 3
 """One is the rule; the others repair what race A or a failed fork left behind."""
+MOST_RELAUNCHES = 3
+"""Who killed the old master may not be done: what was started in its place is killed as well."""
 
 
 def next_step(view: View, limits: Limits) -> Step:
     """The one thing to do now; WAIT means look again when something has changed."""
     if not view.old_alive:
-        return Step.GIVE_UP if view.relaunched else Step.RELAUNCH_OLD
+        return Step.RELAUNCH_OLD if view.relaunches < MOST_RELAUNCHES else Step.GIVE_UP
     serving = _bring_old_back(view, limits)
     if serving is not Step.DONE:
         return serving

@@ -16,7 +16,7 @@ import trio
 from supervisor.core.errors import SupervisorError
 from supervisor.core.events import InterruptedUpgrade, Succeeded
 from supervisor.core.model import Phase, Verdict
-from supervisor.edges import procfs
+from supervisor.edges import pidfile, procfs
 from supervisor.edges.generation import Generation, Program, Role, listens_no_more
 from supervisor.edges.journal import History
 from supervisor.edges.launch import find_leftovers
@@ -71,7 +71,9 @@ async def recover(world: World, runtime: RuntimeState, history: History) -> Succ
         if record is not None:
             await _nothing_left(world)
         return None
-    return await _adopted(world, record)
+    found = _adopted(world, record)
+    await _remove_stale_oldbin(world)
+    return found
 
 
 async def _end_leftover_launches(world: World) -> None:
@@ -270,7 +272,19 @@ async def _nothing_left(world: World) -> None:
             world.log.error("binary.not_restored", path=str(binary), detail=exc.detail)  # noqa: TRY400 - no bug of ours
 
 
-async def _adopted(world: World, record: Mapping[str, object] | None) -> Succeeded:
+async def _remove_stale_oldbin(world: World) -> None:
+    """The file of an old master that was killed, and whose supervisor died before it saw to that.
+
+    One that names a living process stays. Where the disk does not let it go it misleads people, and
+    the next upgrade overwrites it.
+    """
+    path = pidfile.oldbin_path(Path(world.pid_path)) if world.pid_path else None
+    if path is not None:
+        with contextlib.suppress(SupervisorError):
+            await trio.to_thread.run_sync(pidfile.remove_stale, path)
+
+
+def _adopted(world: World, record: Mapping[str, object] | None) -> Succeeded:
     active, candidate = world.active, world.candidate
     phase = "" if record is None else str(record["phase"])
     committed = phase == Phase.COMMITTING.value and (

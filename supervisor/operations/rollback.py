@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import trio
 
 from supervisor.core.errors import OperationFailed, SupervisorError
-from supervisor.core.rollback import MOST_HUPS, Limits, Step, View, next_step
+from supervisor.core.rollback import MOST_HUPS, MOST_RELAUNCHES, Limits, Step, View, next_step
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Role
 from supervisor.edges.pulse import Pulse
@@ -39,7 +39,7 @@ class _Progress:
     nudge: Nudge = field(default_factory=Nudge)
     times: dict[str, float] = field(default_factory=dict)
     hups: int = 0
-    relaunched: bool = False
+    relaunches: int = 0
     reloads: int = 0
     winch_was_pending: bool = False
 
@@ -74,11 +74,11 @@ async def roll_back(world: World, limits: Limits) -> RolledBack:
         progress = _Progress(began=trio.current_time(), pulse=pulse)
         if old is None:
             old = await _start_previous(world, run, candidate)
-            progress.relaunched = True
+            progress.relaunches = 1
         old = await _step_by_step(world, run, limits, old, candidate, progress)
     note = await _finish(world, run, old, candidate)
     return RolledBack(
-        relaunched=old.id if progress.relaunched else None,
+        relaunched=old.id if progress.relaunches else None,
         retiring=frozenset(one.id for one in world.generations if one.role is Role.RETIRING),
         note=note,
     )
@@ -116,16 +116,36 @@ async def _step_by_step(
             continue
         world.log.info("rollback.step", step=step.value, upgrade_id=run.id)
         if step is Step.RELAUNCH_OLD:
-            await put_previous_back(world, run)
-            old.role = Role.RETIRING
-            sources = [old] if candidate is None else [candidate, old]
-            old = await relaunch(world, old.program, sources)
-            progress.relaunched = True
+            old = await _relaunch_old(world, run, old, candidate, progress)
             continue
         if step is Step.RELOAD_OLD or (step is Step.HUP_OLD and not view.candidate_alive):
             # The old master reads its configuration: as it was, without the private listener.
             await _tidy(world, _restore_include(world, run))
         _carry_out(step, old, candidate, progress)
+
+
+async def _relaunch_old(
+    world: World,
+    run: UpgradeRun,
+    old: Generation,
+    candidate: Generation | None,
+    progress: _Progress,
+) -> Generation:
+    """A fresh start of the old version; the dead `old` again where it was killed while it started.
+
+    Raises OperationFailed where that was the last try, or it fails for another reason.
+    """
+    await put_previous_back(world, run)
+    old.role = Role.RETIRING
+    sources = [old] if candidate is None else [candidate, old]
+    progress.relaunches += 1
+    try:
+        return await relaunch(world, old.program, sources)
+    except OperationFailed as exc:
+        if exc.reason != "start_failed" or progress.relaunches >= MOST_RELAUNCHES:
+            raise
+        world.log.warning("rollback.start_failed", upgrade_id=run.id, detail=exc.detail)
+        return old
 
 
 async def _start_previous(
@@ -165,7 +185,7 @@ def _look(
         elif "alone" not in progress.times:
             progress.mark("alone")
     had = run.winch_workers
-    fresh_start = progress.relaunched
+    fresh_start = progress.relaunches > 0
     return View(
         old_alive=old.alive and not old.quitting,
         old_accepting=len(brood.accepting - (had or frozenset())),
@@ -190,7 +210,7 @@ def _look(
         term_ago=progress.ago("term"),
         kill_ago=progress.ago("kill"),
         reloaded=_may_not_reload(progress),
-        relaunched=progress.relaunched,
+        relaunches=progress.relaunches,
         hasten=run.hasten,
     )
 

@@ -303,7 +303,7 @@ class Rollback:
             term_ago=self.ago("term"),
             kill_ago=self.ago("kill"),
             reloaded=bool(self.reloads),
-            relaunched=self.relaunched,
+            relaunches=int(self.relaunched),
             hasten=self.hasten_at is not None and now >= self.hasten_at,
         )
 

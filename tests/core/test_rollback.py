@@ -42,7 +42,9 @@ def table(*rows: tuple[str, View, dict[str, Any], Step]) -> list[Any]:
     # the old master
     ("old master gone", CANARY, {"old_alive": False}, Step.RELAUNCH_OLD),
     ("the fresh start gone as well", CANARY,
-     {"old_alive": False, "relaunched": True}, Step.GIVE_UP),
+     {"old_alive": False, "relaunches": 2}, Step.RELAUNCH_OLD),
+    ("every fresh start gone", CANARY,
+     {"old_alive": False, "relaunches": 3}, Step.GIVE_UP),
     # race A
     ("WINCH is pending", SHIFTED, {"winch_consumed": False}, Step.WAIT),
     ("WINCH is pending for too long, some have left", SHIFTED,

@@ -15,7 +15,7 @@ from supervisor.core import commands
 from supervisor.core.errors import Refusal
 from supervisor.core.events import Succeeded
 from supervisor.core.settings import nginx_argv
-from supervisor.edges import procfs
+from supervisor.edges import pidfile, procfs
 from supervisor.edges.generation import Generation, Role
 from supervisor.edges.journal import History
 from supervisor.edges.runtime_state import KnownMaster, RuntimeState
@@ -122,6 +122,23 @@ async def test_orphans_of_a_master_that_died_with_its_supervisor(oldest: Build) 
         await orphaned.all_exited()
         made.world.generations.drop(orphaned)
         await made.assert_serves_alone(again)
+
+
+async def test_the_pid_file_of_an_old_master_that_was_killed(oldest: Build) -> None:
+    """Its supervisor died before it could remove it; one of a living process is somebody's."""
+    async with lab(oldest) as made:
+        active = await made.start()
+        oldbin = pidfile.oldbin_path(made.pid_path)
+        with subprocess.Popen(["true"]) as dead_by_now:
+            dead_by_now.wait()
+        for pid, stays in ((dead_by_now.pid, False), (os.getpid(), True)):
+            oldbin.write_text(f"{pid}\n")
+            _record(made, active)
+            _forget(made)
+            assert await _recover(made) is not None
+            assert oldbin.exists() is stays
+            active = made.world.active
+            assert active is not None
 
 
 @pytest.mark.parametrize("change", ["start_ticks", "boot_id"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ import trio
 from supervisor.core.errors import OperationFailed
 from supervisor.core.rollback import Limits
 from supervisor.edges import procfs, socket_owners
-from supervisor.operations import shift, spawn
+from supervisor.edges.generation import Generation
+from supervisor.edges.launch import Launch
+from supervisor.operations import shift, spawn, start
 from tests.operations.lab import LIMIT, QUICK, Lab, dead, freeze, freeze_now, lab
 from tools.nginx_builds import candidate
 from tools.nginx_cache import Build
@@ -348,6 +351,57 @@ async def test_both_masters_killed(old_build: Build, newest: Build) -> None:
         await dead(old.master.pid)
         await dead(new.master.pid)
         done = await made.roll_back()
+        fresh = made.world.generations.get(done.relaunched)
+        assert fresh is not None
+        await made.end_retiring()
+        await made.assert_serves_alone(fresh)
+
+
+async def test_what_was_started_in_its_place_is_killed_as_well(
+    oldest: Build, newest: Build
+) -> None:
+    """Everything dies again while the candidate is being ended: nothing else would start nginx."""
+    async with lab(oldest) as made:
+        await made.start()
+        old, _ = await made.to_soak(newest.path, newest.version)
+        os.kill(old.master.pid, signal.SIGKILL)
+        await dead(old.master.pid)
+
+        def strike() -> None:
+            for each in list(made.world.generations):
+                for process in (each.master, *each.workers.values()):
+                    with suppress(ProcessLookupError):
+                        os.kill(process.pid, signal.SIGKILL)
+
+        _on_step(made, "quit_candidate", strike)
+        done = await made.roll_back()
+        assert made.steps().count("relaunch_old") == 2
+        fresh = made.world.generations.get(done.relaunched)
+        assert fresh is not None
+        await made.end_retiring()
+        await made.assert_serves_alone(fresh)
+
+
+async def test_what_starts_in_its_place_is_killed_before_it_is_ready(
+    oldest: Build, newest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with lab(oldest) as made:
+        await made.start()
+        old, _ = await made.to_canary(newest.path, newest.version)
+        os.kill(old.master.pid, signal.SIGKILL)
+        await dead(old.master.pid)
+        killed: list[int] = []
+        prove = start._prove_ready
+
+        async def kill_first(launching: Launch, fresh: Generation, *rest: Any) -> None:
+            if len(killed) < 2:
+                killed.append(fresh.master.pid)
+                os.kill(fresh.master.pid, signal.SIGKILL)
+            await prove(launching, fresh, *rest)
+
+        monkeypatch.setattr(start, "_prove_ready", kill_first)
+        done = await made.roll_back()
+        assert made.steps().count("relaunch_old") == 3
         fresh = made.world.generations.get(done.relaunched)
         assert fresh is not None
         await made.end_retiring()

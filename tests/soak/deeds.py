@@ -161,6 +161,8 @@ def edited_configuration_and_crash(world: World) -> None:
 
 def _with_other_workers(world: World) -> None:
     options = world.nginx.site.options
+    if options.reuseport:
+        return  # nginx itself loses who waits in the queue of a socket that has no worker any more
     number = world.random.choice([one for one in (1, 2, 3, 4) if one != options.workers])
     world.nginx.site.configure(replace(options, workers=number))
 
@@ -433,6 +435,41 @@ def death_of_everything_in_upgrade(world: World) -> None:
 def death_of_old_master_while_held(world: World) -> None:
     """The standby is gone when the candidate is promoted."""
     _in_an_upgrade(world, lambda: world.kill([world.masters()[0].pid]), hold=True)
+
+
+@deed
+def storm(world: World) -> None:
+    """One fault upon the other in an upgrade, and none is waited out."""
+
+    def hup() -> None:
+        for master in world.masters():
+            os.kill(master.pid, signal.SIGHUP)
+
+    def pause() -> None:
+        _pause(world, world.nginx.pid)
+
+    def supervisor_dies() -> None:
+        world.nginx.die()
+        if not world.nginx.nginx():
+            world.allow("refused", "reset", "cut")  # nobody is left to hold the sockets
+        world.nginx.start()
+
+    faults: list[Callable[[], None]] = [
+        lambda: world.kill(world.everything()),
+        lambda: world.kill([one.pid for one in world.masters()[:1]]),
+        lambda: world.kill([one.pid for one in world.masters()[1:]]),
+        lambda: world.kill(world.everything()[-1:]),
+        supervisor_dies,
+        hup,
+        pause,
+    ]
+
+    def strike() -> None:
+        for _ in range(world.random.randint(2, 5)):
+            world.random.choice(faults)()
+            time.sleep(world.random.uniform(0.0, 0.4))
+
+    _in_an_upgrade(world, strike)
 
 
 @deed

@@ -48,7 +48,8 @@ class Oracle:
     def _check_held(self) -> None:
         """What the master serves clients on is held, and nothing that it does not listen on.
 
-        It has more: the private probe listener of the last upgrade, with `reuseport`.
+        It has more: the private probe listener of the last upgrade, which is held only where
+        `hold_reuseport` says so.
         """
         (master,) = self._world.masters()
 
@@ -56,7 +57,8 @@ class Oracle:
             every, public = _listening(), _listening(self._world.port)
             theirs, ours = inodes_of(master.pid), inodes_of(self._world.nginx.pid)
             held = self._world.nginx.look()["held_listeners"]["count"]
-            return theirs & public == ours & public == ours & every and held == len(public) > 0
+            whole = theirs & public == ours & public == public
+            return bool(public) and whole and ours & every <= theirs and held == len(ours & every)
 
         self._world.until("the held listeners are the master's", right)
 
@@ -112,9 +114,12 @@ class Oracle:
 
 def _listening(port: int | None = None) -> set[int]:
     """The inodes of all listening TCP sockets, or of those of one port (proc(5))."""
-    with open("/proc/net/tcp", encoding="ascii") as table:
-        rows = [line.split() for line in table if " 0A " in line]
-    return {int(row[9]) for row in rows if port is None or row[1].endswith(f":{port:04X}")}
+    found = set()
+    for name in ("tcp", "tcp6"):
+        with open(f"/proc/net/{name}", encoding="ascii") as table:
+            rows = [line.split() for line in table if " 0A " in line]
+        found |= {int(row[9]) for row in rows if port is None or row[1].endswith(f":{port:04X}")}
+    return found
 
 
 def _zombies(family: set[int]) -> list[int]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from tests.e2e.harness import supervised
 from tests.soak.deeds import DEEDS
 from tests.soak.oracle import Oracle
-from tests.soak.world import SETTINGS, World, good_offers, site_of
+from tests.soak.world import World, good_offers, settings, site_of
 from tools.quick_load import QuickLoad, QuickPlan, Tally
 
 RATE = 200.0
@@ -63,7 +63,12 @@ def sequence(seed: int) -> Iterator[str]:
 
 
 def soak(
-    seed: int, seconds: float, *, steps: int | None = None, say: Callable[[str], None] = print
+    seed: int,
+    seconds: float,
+    *,
+    steps: int | None = None,
+    reuseport: bool = False,
+    say: Callable[[str], None] = print,
 ) -> Summary:
     """Do deeds for so long, at most so many; what was survived. Raises at the first that is not.
 
@@ -72,8 +77,8 @@ def soak(
     offers = good_offers()
     summary = Summary(seed=seed)
     with (
-        site_of(offers[0].build) as one,
-        supervised.running(one, SETTINGS) as nginx,
+        site_of(offers[0].build, reuseport=reuseport) as one,
+        supervised.running(one, settings(reuseport=reuseport)) as nginx,
         QuickLoad(
             QuickPlan(port=one.port, processes=1, at_once=8, rate=RATE, slow=SLOW, timeout=20.0)
         ) as load,
@@ -108,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=600.0)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--steps", type=int, default=None, help="at most so many deeds")
+    parser.add_argument("--reuseport", action="store_true", help="listen with it, and hold it")
     given = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(10**6) if given.seed is None else given.seed
     sys.stdout.write(f"seed {seed}\n")
@@ -117,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
 
     with suppress(KeyboardInterrupt):
-        say(str(soak(seed, given.seconds, steps=given.steps, say=say)))
+        summary = soak(seed, given.seconds, steps=given.steps, reuseport=given.reuseport, say=say)
+        say(str(summary))
     return 0
 
 

@@ -34,7 +34,7 @@ location = /slow {{
 }}
 """
 SLOW_SIZE = 24 * 1024
-SETTINGS: dict[str, Any] = {
+_SETTINGS: dict[str, Any] = {
     "upgrade": {
         "start_timeout": "4s",
         "rollback_quit_timeout": "3s",
@@ -44,6 +44,11 @@ SETTINGS: dict[str, Any] = {
     "restart": {"crash_limit": 1000, "start_limit": 0},
     "log": {"format": "json", "level": "info"},
 }
+
+
+def settings(*, reuseport: bool) -> dict[str, Any]:
+    """The supervisor's, as changes of the usual ones; sockets are held of either sort."""
+    return {**_SETTINGS, "restart": {**_SETTINGS["restart"], "hold_reuseport": reuseport}}
 
 
 class UnexpectedError(Exception):
