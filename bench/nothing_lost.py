@@ -160,7 +160,7 @@ def measure(requests: int, *, reuseport: bool, say: Callable[[str], None]) -> Re
     rounds = max(1, math.ceil(UPGRADES / UPGRADES_A_ROUND * requests / REQUESTS))
     with (
         site_of(offers[0].build, reuseport=reuseport) as one,
-        supervised.running(one, settings(reuseport=reuseport)) as nginx,
+        supervised.running(one, settings(one)) as nginx,
         QuickLoad(QuickPlan(port=one.port, at_once=AT_ONCE, slow=SLOW, timeout=TIMEOUT)) as load,
     ):
         world = World(nginx, offers[0], offers)

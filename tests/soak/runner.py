@@ -78,7 +78,7 @@ def soak(
     summary = Summary(seed=seed)
     with (
         site_of(offers[0].build, reuseport=reuseport) as one,
-        supervised.running(one, settings(reuseport=reuseport)) as nginx,
+        supervised.running(one, settings(one)) as nginx,
         QuickLoad(
             QuickPlan(port=one.port, processes=1, at_once=8, rate=RATE, slow=SLOW, timeout=20.0)
         ) as load,

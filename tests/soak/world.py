@@ -14,6 +14,7 @@ from typing import Any
 from tests.e2e.harness import site
 from tests.e2e.harness.bare import until
 from tests.e2e.harness.processes import Seen
+from tests.e2e.harness.settings import probe
 from tests.e2e.harness.site import Options, Site, sha256
 from tests.e2e.harness.supervised import Answer, Supervised
 from tools import casualties
@@ -36,7 +37,7 @@ location = /slow {{
 SLOW_SIZE = 24 * 1024
 _SETTINGS: dict[str, Any] = {
     "upgrade": {
-        "start_timeout": "4s",
+        "start_timeout": "8s",
         "rollback_quit_timeout": "3s",
         "rollback_term_timeout": "500ms",
     },
@@ -46,9 +47,11 @@ _SETTINGS: dict[str, Any] = {
 }
 
 
-def settings(*, reuseport: bool) -> dict[str, Any]:
+def settings(one: Site) -> dict[str, Any]:
     """The supervisor's, as changes of the usual ones; sockets are held of either sort."""
-    return {**_SETTINGS, "restart": {**_SETTINGS["restart"], "hold_reuseport": reuseport}}
+    restart = {**_SETTINGS["restart"], "hold_reuseport": one.options.reuseport}
+    # A machine that is busy with all of this is no reason to condemn a good candidate.
+    return {**_SETTINGS, "restart": restart, "probe": [probe(one, timeout="2s")]}
 
 
 class UnexpectedError(Exception):
