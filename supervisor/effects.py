@@ -121,6 +121,7 @@ class NginxEffects:
             case Operation.STOP:
                 return await self._stop(run.command)
             case Operation.TAKE_OVER:
+                self._evidence.expect_new_passes()
                 done = await takeover.take_over(self._world)
                 self._remember_masters()
                 return done

@@ -15,9 +15,10 @@ import trio
 
 from supervisor.core.actions import Watch
 from supervisor.core.errors import OperationFailed
-from supervisor.core.events import CandidateHealthy, Event, Triggered
-from supervisor.core.observation import Observation
+from supervisor.core.events import CandidateHealthy, Event, ProbeFailed, Triggered
+from supervisor.core.observation import Observation, Outcome
 from supervisor.core.policy import SETTLE, Criterion, Health, HealthState, Judge
+from supervisor.core.probe_settings import OnFailure
 from supervisor.core.server_blocks import why_not_traceable
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation
@@ -80,6 +81,7 @@ class Evidence:
         self._detail: dict[str, str] = {}
         self._generation: dict[str, int | None] = {}
         self._heard_at: dict[str, float] = {}
+        self._passed: dict[str, int] = {}  # the generation with which each probe was up
         self._memory: tuple[Mapping[str, Any], float] | None = None  # of a predecessor's judge
         self._forget()
 
@@ -351,7 +353,34 @@ class Evidence:
         if self._judge is not None:
             self._judge.observe(seen)
             self._conclude()
+        self._see_failure(probe, seen, after)
         self._stir()
+
+    def _see_failure(self, probe: ProbeSettings, seen: Observation, health: Health) -> None:
+        """Tell the machine where the serving generation is to be restarted for what was seen.
+
+        Only one that had passed the probe: else a wrong probe, or a site that was never well,
+        would have nginx restarted for nothing, and again after each restart.
+        """
+        if seen.generation is None:
+            return
+        if seen.outcome is Outcome.PASS and health.state is HealthState.UP:
+            self._passed[probe.name] = seen.generation
+        active = self._world.active
+        if (
+            probe.on_failure is OnFailure.RESTART
+            and self._watch is Watch.ACTIVE
+            and seen.outcome is Outcome.FAIL
+            and health.state is HealthState.DOWN
+            and active is not None
+            and seen.generation == active.id == self._passed.get(probe.name)
+        ):
+            detail = f"probe {probe.name} fails, which g{active.id} had passed: {seen.detail}"
+            self._post(ProbeFailed(generation=active.id, detail=detail, at=trio.current_time()))
+
+    def expect_new_passes(self) -> None:
+        """Whoever serves next has to pass a probe before its failure has nginx restarted."""
+        self._passed.clear()
 
     def _stir(self) -> None:
         """Whoever waits for an answer looks again."""

@@ -92,6 +92,18 @@ class Triggered:
     detail: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeFailed:
+    """The serving `generation` fails a probe that it had passed, and that is to restart it.
+
+    Told again with each further failure.
+    """
+
+    generation: int
+    detail: str
+    at: float  # monotonic seconds
+
+
 @dataclass(frozen=True, slots=True)
 class TimerFired:
     """A timer that was armed in this phase has run out."""
@@ -121,6 +133,7 @@ Event = (
     | Failed
     | CandidateHealthy
     | Triggered
+    | ProbeFailed
     | TimerFired
     | ReloadEnded
     | RulesChanged

@@ -49,6 +49,7 @@ from supervisor.core.events import (
     Failed,
     GenerationGone,
     MasterExited,
+    ProbeFailed,
     ReloadEnded,
     Requested,
     RulesChanged,
@@ -67,6 +68,7 @@ from supervisor.core.serving import (
     goal_exit,
     gone,
     hasten,
+    probe_failed,
     reload,
     reload_ended,
     reload_later,
@@ -130,6 +132,7 @@ class Column(Enum):
     GONE = "generation gone"
     HEALTHY = "candidate healthy"
     TRIGGERED = "triggered"
+    PROBE_FAILED = "probe failed"
     TIMER = "timer"
     RELOADED = "reload ended"
     RULES = "rules changed"
@@ -155,6 +158,7 @@ _FACT_COLUMNS: Mapping[type[Event], Column] = {
     GenerationGone: Column.GONE,
     CandidateHealthy: Column.HEALTHY,
     Triggered: Column.TRIGGERED,
+    ProbeFailed: Column.PROBE_FAILED,
     TimerFired: Column.TIMER,
     ReloadEnded: Column.RELOADED,
     RulesChanged: Column.RULES,
@@ -214,6 +218,7 @@ _EVERYWHERE: dict[Column, Cell] = {
     C.TERMINATE: stop_with(Goal.EXIT),
     C.RELOADED: reload_ended,
     C.RULES: rules_changed,
+    C.PROBE_FAILED: stay,
 }
 
 _AT_REST: dict[Column, Cell] = {
@@ -256,7 +261,7 @@ TABLE: Mapping[Phase, Mapping[Column, Cell]] = {
         **_AT_REST, **_NO_EVIDENCE, **_ignored(C.TIMER, C.SUCCEEDED, C.FAILED),
         C.UPGRADE: begin, C.ROLLBACK: begin, C.RELOAD: reload,
         C.DRAIN: _nothing_draining, C.START: _already, C.ADOPT: adopt,
-        C.ACTIVE_EXITED: active_lost, C.GONE: gone,
+        C.ACTIVE_EXITED: active_lost, C.GONE: gone, C.PROBE_FAILED: probe_failed,
     },
     Phase.BACKOFF: {
         **_AT_REST, **_NO_EVIDENCE, **_ignored(C.ACTIVE_EXITED, C.SUCCEEDED, C.FAILED),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from types import MappingProxyType
 from typing import ClassVar, TypedDict
 from urllib.parse import SplitResult, urlsplit
@@ -21,6 +22,13 @@ _ANY_ROW = 1000
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
+class OnFailure(Enum):
+    """What follows where the generation that serves fails a probe that it had passed."""
+
+    REPORT = "report"
+    RESTART = "restart"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Common:
     """What every probe has; seconds."""
@@ -30,6 +38,7 @@ class _Common:
     timeout: float = 1.0
     rise: int = 2
     fall: int = 3
+    on_failure: OnFailure = OnFailure.REPORT
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +102,7 @@ class _CommonFields(TypedDict):
     timeout: float
     rise: int
     fall: int
+    on_failure: OnFailure
 
 
 def parse_probe(entries: Mapping[str, object], number: int) -> ProbeSettings:
@@ -111,6 +121,9 @@ def parse_probe(entries: Mapping[str, object], number: int) -> ProbeSettings:
         timeout=table.duration("timeout", default.timeout, positive=True),
         rise=table.integer("rise", default.rise, least=1, most=_ANY_ROW),
         fall=table.integer("fall", default.fall, least=1, most=_ANY_ROW),
+        on_failure=table.choice(
+            "on_failure", default.on_failure, {one.value: one for one in OnFailure}
+        ),
     )
     probe = parse(table, common)
     table.finish()

@@ -38,11 +38,12 @@ from supervisor.core.events import (
     GenerationGone,
     InterruptedUpgrade,
     MasterExited,
+    ProbeFailed,
     Requested,
     Succeeded,
 )
 from supervisor.core.model import Goal, OnForeignStop, Phase, State, Timer, Upgrade, Verdict
-from supervisor.core.policy import Backoff, GiveUp, RestartDecision
+from supervisor.core.policy import Backoff, GiveUp, RestartDecision, RestartNow
 
 
 def start(state: State, operation: Operation = Operation.START) -> Step:
@@ -295,6 +296,27 @@ def adopt(state: State, event: Event) -> Step:
     return taking, (Attach(asked.request), run)
 
 
+def probe_failed(state: State, event: Event) -> Step:
+    """Have a master of our own take the place of the one that fails, on the same sockets.
+
+    As often as a crash would be followed by a start at once, and no more: beyond that it is left
+    as it is, since what fails serves perhaps, and nothing would.
+    """
+    seen = narrow(event, ProbeFailed)
+    if seen.generation != state.active or state.reloading:
+        return state, ()
+    restarts, decision = state.restarts.failed(at=seen.at, was_ready=True)
+    if not isinstance(decision, RestartNow):
+        return state, ()
+    taking = replace(
+        state, phase=Phase.TAKING_OVER, reason="unhealthy", detail=seen.detail,
+        restarts=restarts,
+    )  # fmt: skip
+    incident = ReportIncident(reason="unhealthy", detail=seen.detail)
+    run = Run(operation=Operation.TAKE_OVER, command=commands.Adopt(take_over=True))
+    return taking, (incident, run)
+
+
 def taken_over(state: State, event: Event) -> Step:
     """Another master serves on the same sockets; the workers of the one before it drain."""
     done = narrow(event, Succeeded)
@@ -309,6 +331,9 @@ def take_over_failed(state: State, event: Event) -> Step:
     failed = narrow(event, Failed)
     rested, actions = rest(state)
     settle = Settle(ok=False, reason=failed.reason, detail=failed.detail, unchanged=True)
+    if state.reason == "unhealthy":  # nobody asked for it: nobody else would be told
+        detail = f"g{state.active} is not restarted, and serves on: {failed.detail}"
+        return rested, (ReportIncident(reason=failed.reason, detail=detail), settle, *actions)
     return rested, (settle, *actions)
 
 

@@ -34,6 +34,7 @@ from supervisor.core.events import (
     Event,
     Failed,
     GenerationGone,
+    ProbeFailed,
     ReloadEnded,
     RulesChanged,
     Succeeded,
@@ -75,7 +76,8 @@ def test_every_event_has_a_column() -> None:
     made += [
         TerminateRequested(), Succeeded(), Failed(reason="r", detail="d"), CandidateHealthy(),
         Triggered(reason="r", detail="d"), TimerFired(Timer.SOAK), ReloadEnded(),
-        GenerationGone(generation=1), RulesChanged(rules=RULES, restarts=RestartPolicy()),
+        ProbeFailed(generation=1, detail="d", at=0.0), GenerationGone(generation=1),
+        RulesChanged(rules=RULES, restarts=RestartPolicy()),
     ]  # fmt: skip
     assert {type(one) for one in made} == set(get_args(events.Event))
     assert {column_of(UNDERWAY[Phase.CANARY], one) for one in made} == set(Column)

@@ -34,6 +34,7 @@ from supervisor.core.events import (
     GenerationGone,
     InterruptedUpgrade,
     MasterExited,
+    ProbeFailed,
     ReloadEnded,
     Requested,
     RulesChanged,
@@ -212,6 +213,11 @@ class Supervised(RuleBasedStateMachine):
     @rule()
     def the_evidence_speaks(self) -> None:
         self.tell(Triggered(reason="probe_failed", detail="home"))
+
+    @precondition(lambda self: self.state.active in self.living)
+    @rule()
+    def the_active_generation_is_unwell(self) -> None:
+        self.tell(ProbeFailed(generation=self.state.active, detail="home", at=self.clock))
 
     @precondition(lambda self: self.state.retiring)
     @rule()

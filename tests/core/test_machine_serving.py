@@ -29,6 +29,7 @@ from supervisor.core.events import (
     Event,
     Failed,
     GenerationGone,
+    ProbeFailed,
     ReloadEnded,
     RulesChanged,
     Succeeded,
@@ -39,7 +40,7 @@ from supervisor.core.events import (
 from supervisor.core.machine import step
 from supervisor.core.model import Goal, OnForeignStop, Phase, Rules, State, Timer
 from supervisor.core.policy import RestartPolicy
-from tests.core.story import DRAINING, FRESH, IDLE, Story, asked, exited
+from tests.core.story import DRAINING, FRESH, IDLE, UNDERWAY, Story, asked, exited
 
 NOTHING, ON_ACTIVE = Aim(Watch.NOTHING), Aim(Watch.ACTIVE)
 START, STOP = Run(operation=Operation.START), Run(operation=Operation.STOP)
@@ -445,6 +446,44 @@ def test_a_take_over_that_fails_leaves_the_master_that_served() -> None:
     assert did[0] == failed
     assert START in did
     assert story.state.phase is Phase.STARTING
+
+
+UNWELL = ProbeFailed(generation=1, detail="home", at=100.0)
+
+
+def test_a_serving_generation_that_fails_its_probe_is_replaced() -> None:
+    story = Story(IDLE)
+    restarts, _ = IDLE.restarts.failed(at=100.0, was_ready=True)
+    assert restarts.crashes == (100.0,), "it counts as a crash does"
+    story.tell(
+        UNWELL, ReportIncident(reason="unhealthy", detail="home"),
+        Run(operation=Operation.TAKE_OVER, command=TAKE_OVER),
+        phase=Phase.TAKING_OVER, reason="unhealthy", detail="home", restarts=restarts,
+    )  # fmt: skip
+    story.ignores(UNWELL)
+    story.tell(
+        Failed(reason="config_rejected", detail="broken"),
+        ReportIncident(
+            reason="config_rejected", detail="g1 is not restarted, and serves on: broken"
+        ),
+        Settle(ok=False, reason="config_rejected", detail="broken", unchanged=True), ON_ACTIVE,
+        phase=Phase.IDLE, reason=None, detail="",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        *(state for state in UNDERWAY.values()),
+        *(one for one in ANYWHERE if one.values[0].phase is not Phase.IDLE),
+        replace(IDLE, active=2),
+        replace(IDLE, reloading=True),
+        replace(IDLE, restarts=RestartPolicy(crash_limit=0)),
+        replace(IDLE, restarts=RestartPolicy(start_limit=1, starts=(99.0,))),
+    ],
+)
+def test_a_failing_probe_restarts_nothing_at_another_moment_or_too_often(state: State) -> None:
+    Story(state).ignores(UNWELL)
 
 
 def test_what_serves_is_adopted_already() -> None:

@@ -207,7 +207,7 @@ def test_the_documented_defaults_are_the_real_ones() -> None:
     tcp = 'name = "n"\ntype = "tcp"\naddress = "h:1"\n'
     probes = text[text.index("## `[[probe]]`") : text.index("### ")]
     common = re.findall(r"^\| `(\w+)` \| `(.+?)` \|", probes, re.MULTILINE)
-    assert len(common) == 4
+    assert len(common) == 5
     assert only_probe(tcp + "".join(f"{k} = {d}\n" for k, d in common)) == only_probe(tcp)
 
 

@@ -16,9 +16,15 @@ from trio.testing import MockClock
 
 from supervisor.core.actions import Watch
 from supervisor.core.errors import OperationFailed
-from supervisor.core.events import CandidateHealthy, Event, Triggered
+from supervisor.core.events import CandidateHealthy, Event, ProbeFailed, Triggered
 from supervisor.core.observation import Observation, Outcome
-from supervisor.core.probe_settings import ExecProbe, ProbeSettings, TcpAddress, TcpProbe
+from supervisor.core.probe_settings import (
+    ExecProbe,
+    OnFailure,
+    ProbeSettings,
+    TcpAddress,
+    TcpProbe,
+)
 from supervisor.edges.linux import ExitStatus
 from supervisor.edges.probe_listener import Sharing
 from supervisor.edges.probes import Aim, Prober
@@ -424,6 +430,46 @@ async def test_a_worker_that_dies_just_before_the_canary_is_judged_in_it(
 
 async def test_without_a_candidate_there_is_nothing_to_look_at() -> None:
     await Scene(HOME).evidence.last_look()
+
+
+# --- the serving generation ---------------------------------------------------------------------
+
+MENDED = replace(HOME, on_failure=OnFailure.RESTART, rise=2, fall=2)
+
+
+def unwell(scene: Scene) -> list[int]:
+    return [each.generation for each in scene.posted if isinstance(each, ProbeFailed)]
+
+
+async def test_a_failing_probe_that_had_passed_is_told_again_and_again() -> None:
+    scene = Scene(MENDED)
+    scene.see(PASS, generation=OLD, times=2)
+    scene.see(FAIL, generation=OLD)
+    assert unwell(scene) == [], "one failure is not `fall`"
+    scene.see(FAIL, generation=OLD, times=2)
+    scene.see(UNSURE, generation=OLD)
+    assert unwell(scene) == [OLD, OLD]
+    first = next(each for each in scene.posted if isinstance(each, ProbeFailed))
+    assert first.detail == f"probe home fails, which g1 had passed: {FAIL.value} of 1"
+    scene.evidence.expect_new_passes()
+    scene.see(FAIL, generation=OLD)
+    assert unwell(scene) == [OLD, OLD], "it was acted on"
+
+
+@pytest.mark.parametrize(
+    "case", ["never up", "reported only", "another passed", "nobody's", "not at rest", "no active"]
+)
+async def test_a_failing_probe_that_restarts_nothing(case: str) -> None:
+    reported = replace(MENDED, on_failure=OnFailure.REPORT)
+    scene = Scene(reported if case == "reported only" else MENDED)
+    passed = NEW if case == "another passed" else OLD
+    scene.see(PASS, generation=passed, times=1 if case == "never up" else 2)
+    if case == "not at rest":
+        scene.evidence.aim(Watch.NOTHING)
+    if case == "no active":
+        scene.world.active = None
+    scene.see(FAIL, generation=None if case == "nobody's" else OLD, times=5)
+    assert unwell(scene) == []
 
 
 # --- other settings -----------------------------------------------------------------------------
