@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from supervisor.edges.journal import decode_line, encode_line
-from tests.e2e.harness import checks, processes, site, supervised
+from tests.e2e.harness import checks, site, supervised
 from tests.e2e.harness.bare import until
 from tests.e2e.harness.cradle import kill
-from tests.e2e.harness.settings import probe
 from tests.e2e.harness.site import Options, put, sha256
 from tests.e2e.harness.supervised import Supervised
 from tools.load import Load, Report
@@ -281,12 +279,6 @@ class Death:
 
 
 SHORT = {"rollback_quit_timeout": "1s", "rollback_term_timeout": "500ms"}
-DEATHS = (
-    Death(phase="spawning", kind="hang", settings=SHORT),
-    Death(phase="canary", arguments=("--canary", "60s")),
-    Death(phase="soaking", arguments=("--soak", "60s")),
-    Death(phase="held", arguments=("--hold",)),
-)
 
 
 @contextmanager
@@ -327,39 +319,13 @@ def assert_ended_well(
 ROLLED_BACK = ("rolled_back", "supervisor_died")
 
 
-@pytest.mark.parametrize("death", DEATHS, ids=str)
-def test_a_death_before_the_commit_is_rolled_back(
-    oldest: Build, newest: Build, death: Death
-) -> None:
+def test_a_death_while_the_candidate_hangs_in_its_start(oldest: Build, newest: Build) -> None:
+    death = Death(phase="spawning", kind="hang", settings=SHORT)
     with upgrading(oldest, death, candidate(newest, death.kind)) as (nginx, load):
-        if death.phase == "spawning":
-            until("USR2", nginx.site.oldbin_path.exists)
+        until("USR2", nginx.site.oldbin_path.exists)
         nginx.die()
         nginx.start()
         assert_ended_well(nginx, load, oldest, oldest.path, ROLLED_BACK)
-
-
-def test_a_death_in_preflight(oldest: Build, newest: Build) -> None:
-    with site.make(oldest) as one, socket.create_server(("127.0.0.1", one.spare_port)) as silent:
-        address = f"127.0.0.1:{silent.getsockname()[1]}"
-        # Nobody has heard of this probe yet, so preflight waits for its word.
-        mute = probe(one, name="mute", url=f"http://{address}/", timeout="20s", interval="60s")
-        with (
-            supervised.running(one, {"probe": [mute, probe(one)]}) as nginx,
-            Load(one.plan(**LIGHT)) as load,
-        ):
-            client = nginx.begin("upgrade", newest.path)
-            nginx.until_phase("preflight")
-            nginx.die()
-            assert nginx.end(client).code == 6
-            nginx.settings["probe"] = [probe(one)]
-            nginx.start()
-            nginx.until_state("running")
-            (verdict,) = nginx.history()
-            assert verdict["reason"] == "supervisor_died"
-            assert_ended_well(
-                nginx, load, oldest, oldest.path, (verdict["verdict"], "supervisor_died")
-            )
 
 
 @pytest.mark.parametrize("awake", ["before", "after"])
@@ -391,24 +357,6 @@ def decide_to_commit(nginx: Supervised) -> None:
     number, record = decoded
     with journal.open("ab") as file:
         file.write(encode_line(number + 1, {**record, "phase": "committing"}))
-
-
-@pytest.mark.parametrize("quit_sent", [False, True], ids=["before-QUIT", "after-QUIT"])
-def test_a_death_in_the_commit(oldest: Build, newest: Build, *, quit_sent: bool) -> None:
-    death = Death(phase="held", arguments=("--hold",))
-    with upgrading(oldest, death, newest.path) as (nginx, load):
-        old = nginx.masters()[0].pid
-        nginx.die()
-        decide_to_commit(nginx)
-        if not quit_sent:
-            # The last look was perhaps not over, and nothing irrevocable was done.
-            nginx.start()
-            assert_ended_well(nginx, load, oldest, oldest.path, ROLLED_BACK)
-            return
-        os.kill(old, signal.SIGQUIT)
-        until("the old master gone", lambda: processes.look(old) is None)
-        nginx.start()
-        assert_ended_well(nginx, load, newest, newest.path, ("committed", "supervisor_died"))
 
 
 def test_what_a_dead_supervisor_committed_is_good_for_a_cold_start(
@@ -462,17 +410,6 @@ def test_a_death_in_the_rollback(oldest: Build, newest: Build, phase: str) -> No
         nginx.until_state("running")
         (verdict,) = nginx.history()
         assert_ended_well(nginx, load, oldest, oldest.path, ("rolled_back", verdict["reason"]))
-
-
-def test_two_deaths_in_one_upgrade(oldest: Build, newest: Build) -> None:
-    death = Death(phase="held", arguments=("--hold",), settings=SHORT)
-    with upgrading(oldest, death, candidate(newest, "deaf_master")) as (nginx, load):
-        nginx.die()
-        nginx.launch()
-        until("the successor's rollback", lambda: "rollback.step" in nginx.log_text(), poll=0.02)
-        nginx.die()
-        nginx.start()
-        assert_ended_well(nginx, load, oldest, oldest.path, ROLLED_BACK)
 
 
 def test_a_death_with_the_old_master(oldest: Build, newest: Build) -> None:

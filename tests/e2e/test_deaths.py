@@ -70,21 +70,6 @@ def test_a_stop_right_after_a_power_cut_in_an_upgrade(oldest: Build, newest: Bui
 # --- only some of it dies --------------------------------------------------------------------
 
 
-def test_orphans_are_taken_over_also_by_the_second_try(oldest: Build) -> None:
-    """The first start fails on the configuration; the workers of the dead master serve on."""
-    with site.make(oldest) as one, supervised.running(one) as nginx:
-        with Load(one.plan(**LIGHT)) as load:
-            text = one.config.read_text()
-            one.config.write_text("broken")
-            os.kill(nginx.masters()[0].pid, signal.SIGKILL)
-            nginx.until_state("backoff")
-            one.config.write_text(text)
-            nginx.until_state("running")
-            report = load.stop()
-        assert report.failures == 0, report
-        checks.assert_settled(nginx, oldest, sha256(oldest.path))
-
-
 def test_the_supervisor_and_its_master_die_and_the_workers_serve_on(oldest: Build) -> None:
     with site.make(oldest) as one, supervised.running(one) as nginx:
         with Load(one.plan(**LIGHT)) as load:
@@ -100,30 +85,6 @@ def test_the_supervisor_and_its_master_die_and_the_workers_serve_on(oldest: Buil
         checks.assert_settled(nginx, oldest, sha256(oldest.path))
 
 
-def test_the_supervisor_dies_with_a_verdict_that_it_has_just_written(
-    oldest: Build, newest: Build
-) -> None:
-    """Who is active is on record a moment later; the history knows it already."""
-    with site.make(oldest) as one, supervised.running(one) as nginx:
-        with Load(one.plan(**DRAINING)) as load:
-            client = nginx.begin("upgrade", newest.path)
-            history = one.folder / "state" / "history.jsonl"
-            until("a verdict", lambda: history.exists() and history.stat().st_size > 0, poll=0.0)
-            nginx.die()
-            nginx.end(client)
-            nginx.start()
-            status = nginx.status()
-            assert status["state"] == "draining", status
-            roles = [(each["role"], each["version"]) for each in status["generations"]]
-            assert roles == [("active", newest.version), ("retiring", oldest.version)]
-            report = load.stop()
-        assert report.failures == 0, report
-        checks.assert_settled(nginx, newest, sha256(newest.path))
-        assert told(nginx) == [("committed", "healthy")]
-        assert nginx.ctl("rollback").code == 0
-        checks.assert_settled(nginx, oldest, sha256(oldest.path))
-
-
 def test_told_to_stop_before_it_has_looked_around(oldest: Build) -> None:
     with site.make(oldest) as one, supervised.running(one) as nginx:
         nginx.die()
@@ -132,18 +93,6 @@ def test_told_to_stop_before_it_has_looked_around(oldest: Build) -> None:
         until("the start", lambda: nginx.log_text().count("supervisor.started") > started, poll=0.0)
         assert nginx.stop() == 0
         assert nginx.nginx() == []
-
-
-def test_the_old_master_dies_while_held_and_leaves_its_file(oldest: Build, newest: Build) -> None:
-    with site.make(oldest) as one, supervised.running(one) as nginx:
-        upgrade = nginx.begin("upgrade", newest.path, "--hold")
-        nginx.until_phase("held")
-        old = nginx.masters()[0].pid
-        os.kill(old, signal.SIGKILL)
-        until("its end", lambda: old not in [seen.pid for seen in nginx.masters()])
-        assert nginx.ctl("promote").code == 0
-        assert nginx.end(upgrade).code == 0
-        checks.assert_settled(nginx, newest, sha256(newest.path))
 
 
 def test_a_candidate_with_a_pid_file_of_its_own_is_killed(oldest: Build, newest: Build) -> None:
