@@ -145,20 +145,19 @@ class Supervised:
 
     def look(self) -> dict[str, Any]:
         """The status over a connection of our own: many times quicker than a process."""
-        with Connection(str(self.socket), timeout=LIMIT) as connection:
-            connection.send(wire.encode_call(f"{wire.INTERFACE}.Status", {}))
-            reply = wire.parse_reply(connection.receive())
-        assert reply.error is None, reply
-        return dict(reply.parameters)
+        return self._call("Status")
 
     def history(self) -> list[dict[str, Any]]:
         """The verdicts, oldest first."""
-        answer = self.ctl("history")
-        assert answer.code == 0, answer
-        lines = answer.lines
-        if len(lines) == 1 and isinstance(lines[0].get("verdicts"), list):
-            lines = lines[0]["verdicts"]
-        return sorted(lines, key=lambda one: str(one.get("time", "")))
+        entries = self._call("History")["entries"]
+        return sorted(entries, key=lambda one: str(one.get("time", "")))
+
+    def _call(self, method: str) -> dict[str, Any]:
+        with Connection(str(self.socket), timeout=LIMIT) as connection:
+            connection.send(wire.encode_call(f"{wire.INTERFACE}.{method}", {}))
+            reply = wire.parse_reply(connection.receive())
+        assert reply.error is None, reply
+        return dict(reply.parameters)
 
     def in_phase(self, phase: str) -> bool:
         """Whether an upgrade is in `phase` now."""
