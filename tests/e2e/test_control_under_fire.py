@@ -166,6 +166,6 @@ def test_by_root_itself(oldest: Build) -> None:
         with bounded(nginx), ExitStack() as running:
             for name in ("endless", "half_open", "nested", "subscribers"):
                 process = running.enter_context(attacking(nginx, 0, name))
-                assert process.wait(60) == 0, name
+                assert process.wait(180) == 0, name
                 Status().ask(nginx)
         assert_unharmed(nginx, oldest)
