@@ -111,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tap = LogTap()
         configure_logs(settings.log, extra=(tap,))
         linux.become_subreaper()
+        linux.raise_file_limit()
         RESERVE.fill()
         # A thread that writes must not keep the engine from a signal for 5 ms (the default).
         sys.setswitchinterval(SWITCH_INTERVAL)

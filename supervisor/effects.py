@@ -342,7 +342,8 @@ class NginxEffects:
     def settled(self, state: State) -> None:
         """Tell the service manager, once READY and then each change of state."""
         active = self._world.active
-        if state.phase in (Phase.DEGRADED, Phase.STOPPED) and not (active and active.alive):
+        serves = active is not None and active.alive and not active.quitting
+        if state.phase in (Phase.DEGRADED, Phase.STOPPED) and not serves:
             listeners.release(self._world, "nginx is not started again by itself")
         version = "" if active is None else f" g{active.id} nginx {active.program.version}"
         told = (state.phase, version)

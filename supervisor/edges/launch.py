@@ -13,6 +13,7 @@ leaves by itself: leaving before nginx has asked for its parent's pid makes USR2
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -21,12 +22,14 @@ from types import TracebackType
 import trio
 
 from supervisor.core.errors import OperationFailed
-from supervisor.edges import procfs
+from supervisor.edges import linux, procfs
 from supervisor.edges.capture import Capture
 from supervisor.edges.linux import ExitStatus
 from supervisor.edges.process import Process
 
 _INTERMEDIATE = 'unset PWD OLDPWD SHLVL; "$@" >&2 & echo $!; exec >/dev/null; wait $!'
+_LIMIT = re.compile(rb"/bin/sh -c ulimit -S -n (?:[0-9]+|unlimited); ")
+"""nginx gets the limit that the supervisor was started with, and not the one that it has."""
 
 
 _ROOM = {"SPARE": "X" * 300}
@@ -40,10 +43,14 @@ def find_leftovers(argv: Sequence[str]) -> list[tuple[int, int | None]]:
     nginx ignores USR2 as long as its intermediate lives; whoever adopts it ends that first. The
     whole of `argv` counts: another supervisor may be launching the same binary at this moment.
     """
-    wanted = " ".join(("/bin/sh", "-c", _INTERMEDIATE, "sh", *argv)).encode()
+    wanted = " ".join((_INTERMEDIATE, "sh", *argv)).encode()
     found: list[tuple[int, int | None]] = []
     for name in os.listdir("/proc"):
-        if name.isdigit() and procfs.title(int(name)) == wanted:
+        if not name.isdigit():
+            continue
+        title = procfs.title(int(name))
+        limit = _LIMIT.match(title)
+        if limit is not None and title[limit.end() :] == wanted:
             stat = procfs.read_stat(int(name))
             if stat is None or not stat.has_execed:
                 continue  # its child, which is about to become nginx
@@ -80,10 +87,11 @@ class Launch:
         caller's next checkpoint, when there is something to clean up.
         """
         inherited = "".join(f"{fd};" for fd in listeners)
+        script = f"ulimit -S -n {linux.files_given()}; {_INTERMEDIATE}"
         try:
             with trio.CancelScope(shield=True):
                 sh = await trio.lowlevel.open_process(
-                    ["/bin/sh", "-c", _INTERMEDIATE, "sh", *argv],
+                    ["/bin/sh", "-c", script, "sh", *argv],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=output.fd,

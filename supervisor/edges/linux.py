@@ -9,6 +9,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import struct
 from dataclasses import dataclass
 
@@ -23,6 +24,11 @@ _PIDFD_INFO = struct.Struct("=QQ12I")
 _EXIT_CODE_FIELD = 13
 _PIDFD_GET_INFO = 0xC0000000 | (_PIDFD_INFO.size << 16) | (0xFF << 8) | 11
 
+FILES_WANTED = 65536
+"""Descriptors that the supervisor allows itself, where it may."""
+
+_FILES_GIVEN = "NGINX_SUPERVISOR_NOFILE"
+
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -36,6 +42,32 @@ def become_subreaper() -> None:
         raise OperationFailed(
             "subreaper_refused", f"cannot become a child subreaper: {os.strerror(code)}"
         )
+
+
+def most_files() -> int:
+    """How many descriptors this process may have open at once."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return FILES_WANTED if soft == resource.RLIM_INFINITY else soft
+
+
+def raise_file_limit() -> None:
+    """Allow this process more descriptors, as far as the hard limit goes.
+
+    Its nginx may listen on a thousand sockets, which are held here. `files_given` is what nginx
+    gets, whose worker_connections are measured by it: also after this process has replaced itself.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.environ.setdefault(_FILES_GIVEN, str(soft))
+    most = FILES_WANTED if hard == resource.RLIM_INFINITY else min(FILES_WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def files_given() -> str:
+    """The soft limit of descriptors that this process was started with, as `ulimit -n` takes it."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    given = os.environ.get(_FILES_GIVEN, str(soft))
+    return given if given.isdecimal() else "unlimited"
 
 
 def take_fd(pidfd: int, fd: int) -> int:

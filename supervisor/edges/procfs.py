@@ -86,6 +86,12 @@ def zombie_status(pid: int, start: int) -> int | None:
     return None
 
 
+def is_alive(pid: int) -> bool:
+    """Whether there is a process `pid` that is no zombie."""
+    stat = read_stat(pid)
+    return stat is not None and stat.alive
+
+
 def children(pid: int) -> list[int]:
     """The children of `pid` now, zombies as well; empty when it is gone."""
     raw = _read(f"/proc/{pid}/task/{pid}/children")

@@ -109,14 +109,29 @@ def listening_address(found: socket.socket) -> Address | None:
     name = found.getsockname()
     if found.family == socket.AF_UNIX:
         return None if is_datagram else (AddressKind.UNIX, str(name), 0, Transport.TCP)
-    if found.family not in (socket.AF_INET, socket.AF_INET6) or (is_datagram and _peer_of(found)):
+    if found.family not in (socket.AF_INET, socket.AF_INET6) or not name[1]:
+        return None  # without a port it was not bound yet
+    if is_datagram and peer_of(found):
         return None
     kind = AddressKind.TCP6 if found.family == socket.AF_INET6 else AddressKind.TCP
     return kind, name[0], name[1], Transport.UDP if is_datagram else Transport.TCP
 
 
-def _peer_of(found: socket.socket) -> object:
-    """Whom it is connected to: a datagram socket with a peer is a client's (syslog, a resolver)."""
+def unix_paths(fds: Iterable[int]) -> frozenset[str]:
+    """The paths that those of `fds` are bound to which are unix sockets; they stay open."""
+    paths = set()
+    for fd in fds:
+        with socket.socket(fileno=os.dup(fd)) as found:
+            if found.family == socket.AF_UNIX:
+                paths.add(str(found.getsockname()))
+    return frozenset(paths)
+
+
+def peer_of(found: socket.socket) -> object:
+    """Whom it is connected to, None where to nobody.
+
+    A datagram socket with a peer is a client's (syslog, a resolver).
+    """
     try:
         return found.getpeername()
     except OSError:

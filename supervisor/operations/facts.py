@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,11 @@ from supervisor.edges.nginx_binary import dump_config, upgrade_environment, vers
 from supervisor.edges.old_files import with_old_files
 from supervisor.edges.pidfile import remove_empty
 from supervisor.operations.keeping import loaded_modules, secure
-from supervisor.operations.world import EnvSeen, FactsSeen, World, files_signature
+from supervisor.operations.world import EnvSeen, FactsSeen, World, files_identity, files_signature
+
+_RACY = 50_000_000
+"""Nanoseconds: a file that was changed this shortly before, or while nginx read it, may be changed
+again within the same tick of the clock that its times are taken from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,18 +118,31 @@ async def facts_on_disk(world: World) -> Facts:
     world.facts_seen = None
     binary, argv = world.settings.nginx.binary, settings_argv(world)
     asked = _how_asked(world)
-    before = files_signature((binary,))
+    before, began = files_identity((binary,)), time.time_ns()
     facts = await read_facts(world, binary, argv)
-    folders = folders_of(facts.config)
-    if folders is None or files_signature((binary,)) != before:
+    folders = _folders(world, facts.config)
+    if folders is None or files_identity((binary,)) != before:
         return facts
-    # Where the probe listener's file is, only that comes and goes.
-    ours = os.path.dirname(world.settings.probe_listener.include_file)
-    files = (binary, *facts.module_paths, *facts.files, *sorted(folders - {ours}))
-    known = dict(zip(facts.files, facts.signature, strict=True))
-    signature = tuple(known.get(one) or files_signature((one,))[0] for one in files)
-    world.facts_seen = FactsSeen(facts=facts, asked=asked, files=files, signature=signature)
+    files = (binary, *facts.module_paths, *facts.files, *folders)
+    identity = files_identity(files)
+    if max(changed for *_, changed in identity) < began - _RACY:
+        world.facts_seen = FactsSeen(facts=facts, asked=asked, files=files, signature=identity)
     return facts
+
+
+def _folders(world: World, config: NginxConfig) -> list[str] | None:
+    """Where a new file may become part of `config`; None where that cannot be told.
+
+    Not where only the probe listener's file comes and goes, by a pattern of its own.
+    """
+    folders = folders_of(config)
+    if folders is None:
+        return None
+    place, name = os.path.split(world.settings.probe_listener.include_file)
+    patterns = [one for one in config.include_patterns if os.path.dirname(one) == place]
+    if all(os.path.basename(one)[:1] == name[:1] for one in patterns):
+        folders -= {place}
+    return sorted(folders)
 
 
 def facts_unchanged(world: World) -> FactsSeen | None:
@@ -132,7 +150,7 @@ def facts_unchanged(world: World) -> FactsSeen | None:
     seen = world.facts_seen
     if seen is None or seen.asked != _how_asked(world):
         return None
-    return seen if files_signature(seen.files) == seen.signature else None
+    return seen if files_identity(seen.files) == seen.signature else None
 
 
 def _how_asked(world: World) -> tuple[object, ...]:

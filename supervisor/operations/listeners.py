@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from supervisor.core.nginx_listen import Listen
+from supervisor.edges import procfs
 from supervisor.edges.generation import Generation
+from supervisor.edges.process import Process
 from supervisor.operations.world import World
 
 
 def hold(world: World, serving: Generation) -> None:
     """Hold what `serving` listens on now; called at every event that may mean a reload."""
     problem = world.held.problem
-    changed = world.held.follow(serving.master)
+    changed = world.held.follow(serving.master, serving.workers.values())
     if changed.taken or changed.dropped:
         world.log.info(
             "listeners.held", generation=f"g{serving.id}", taken=list(changed.taken),
@@ -30,9 +32,22 @@ def for_successor(
     What none of the `wanted` listeners would inherit is dropped first. The caller closes them.
     """
     if wanted is not None:
+        wanted = tuple(wanted)
         _tell(world, world.held.keep_only(wanted), "the configuration on disk has no such listener")
-    relatives = [one for each in leaving for one in (each.master, *each.workers.values())]
-    return world.held.for_successor(relatives)
+    relatives, sharing = [], []
+    for each in leaving:
+        workers = sorted(_accepting(each), key=lambda one: (one.start, one.pid))
+        # The youngest has what its master had last, which need not have been seen before that died.
+        relatives += [each.master, *workers[-1:]]
+        sharing += workers[:-1]
+    return world.held.for_successor(relatives, sharing, wanted)
+
+
+def _accepting(generation: Generation) -> list[Process]:
+    return [
+        one for one in generation.workers.values()
+        if procfs.classify(one.pid, one.start) is procfs.ChildKind.ACCEPTING
+    ]  # fmt: skip
 
 
 def release(world: World, why: str) -> None:

@@ -86,7 +86,9 @@ async def _end_leftover_launches(world: World) -> None:
         if master is not None:
             with trio.move_on_after(LEFTOVER_LIMIT), Pulse(POLL) as pulse:
                 # A signal mask has no event. The title comes last, after the pid file.
-                while not (procfs.catches(master, signal.SIGUSR2) and procfs.is_master(master)):
+                while procfs.is_alive(master) and not (
+                    procfs.catches(master, signal.SIGUSR2) and procfs.is_master(master)
+                ):
                     await pulse.tick()
         process = Process.open(intermediate)
         if process is not None:

@@ -21,6 +21,7 @@ from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.launch import Launch
 from supervisor.edges.placing import sha256_of
 from supervisor.edges.process import Process
+from supervisor.edges.sockets import unix_paths
 from supervisor.edges.store import Origin, StoredVersion
 from supervisor.operations.choice import fallback, known_on_disk, put_wanted_on_disk
 from supervisor.operations.facts import (
@@ -151,8 +152,7 @@ async def _start_from_disk(world: World, leaving: Sequence[Generation]) -> Gener
     program = facts.refresh(known or await _store_program(world, facts))
     listeners = for_successor(world, leaving, facts.config.listens)
     try:
-        if not listeners:
-            remove_stale_sockets(facts)
+        remove_stale_sockets(facts, listeners)
         generation = await launch(
             world, program, environment(world, program.environment), listeners
         )
@@ -240,19 +240,21 @@ async def relaunch(world: World, program: Program, sources: Sequence[Generation]
             os.close(fd)
 
 
-def remove_stale_sockets(facts: Facts) -> None:
+def remove_stale_sockets(facts: Facts, listeners: Sequence[int] = ()) -> None:
     """Remove unix sockets of the configuration that nobody listens on: bind would fail on them.
 
-    A master that was killed leaves them behind, and some versions do when they stop.
+    A master that was killed leaves them behind, and some versions do when they stop. Those among
+    `listeners` are inherited, and are not looked at: that would be a connection to them.
     """
-    for listen in facts.config.listens:
-        if listen.kind is AddressKind.UNIX and _is_stale(listen.host):
+    unix = {one.host for one in facts.config.listens if one.kind is AddressKind.UNIX}
+    for path in sorted(unix - unix_paths(listeners)):
+        if _is_stale(path):
             try:
-                os.unlink(listen.host)
+                os.unlink(path)
             except OSError as exc:
                 raise OperationFailed(
                     "start_failed",
-                    f"cannot remove the stale socket {listen.host}, which keeps nginx from "
+                    f"cannot remove the stale socket {path}, which keeps nginx from "
                     f"starting: {exc.strerror}; remove it",
                 ) from exc
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import trio
 
-from supervisor.core.errors import OperationFailed, Refusal
+from supervisor.core.errors import OperationFailed, Refusal, SupervisorError
 from supervisor.core.events import Succeeded
 from supervisor.core.nginx_listen import AddressKind
 from supervisor.edges import cgroup, procfs
@@ -29,7 +29,7 @@ from supervisor.edges.store import Origin
 from supervisor.operations.facts import Facts, environment, facts_on_disk, read_facts, settings_argv
 from supervisor.operations.keeping import secure
 from supervisor.operations.listeners import for_successor, hold
-from supervisor.operations.pidfiles import remove_leftovers, settle_pid_file
+from supervisor.operations.pidfiles import remove_leftovers, remove_stale, settle_pid_file
 from supervisor.operations.restore import put_back
 from supervisor.operations.start import launch
 from supervisor.operations.world import World
@@ -62,20 +62,40 @@ async def take_over(world: World) -> Succeeded:
         new = await _launch(world, old, facts)
     except BaseException:
         with trio.CancelScope(shield=True):
-            # The new master has written its own pid there before it failed.
-            await settle_pid_file(world, old)
+            await _tidy(world, _put_pid_file_right(world, old, facts.pid_path))
         raise
     old.role = Role.RETIRING  # no checkpoint since the new one was taken in
     with trio.CancelScope(shield=True):
         await end_master(world, old)
         world.pid_path = facts.pid_path
-        await settle_pid_file(world, new)
-        await remove_leftovers(world, old, new)
-    hold(world, new)
+        hold(world, new)
+        left = [
+            await _tidy(world, settle_pid_file(world, new)),
+            await _tidy(world, remove_leftovers(world, old, new)),
+        ]
     text = f"master {new.master.pid} has taken nginx over from {old.master.pid}"
     return Succeeded(
-        generation=new.id, retiring=frozenset({old.id}), note="; ".join(filter(None, (text, note)))
-    )
+        generation=new.id, retiring=frozenset({old.id}),
+        note="; ".join(filter(None, (text, note, *left))),
+    )  # fmt: skip
+
+
+async def _put_pid_file_right(world: World, old: Generation, path: str) -> None:
+    """The new master has written its own pid before it failed, perhaps into another file."""
+    if old.alive:
+        await settle_pid_file(world, old)
+    if path != (old.program.pid_path or world.pid_path):
+        await remove_stale(path)
+
+
+async def _tidy(world: World, work: Awaitable[None]) -> str:
+    """Do what a take-over must not fail over, since somebody serves; what kept it from it."""
+    try:
+        await work
+    except SupervisorError as exc:
+        world.log.error("take_over.left_over", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
+        return exc.detail
+    return ""
 
 
 async def _put_running_on_disk(world: World, old: Generation) -> str:

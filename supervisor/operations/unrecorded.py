@@ -23,7 +23,7 @@ from supervisor.edges.process import Process
 from supervisor.operations.adoption import open_claimed, take_in, take_in_orphans
 from supervisor.operations.discovery import unrecorded_masters, unrecorded_orphans
 from supervisor.operations.facts import Facts
-from supervisor.operations.pidfiles import settle_pid_file
+from supervisor.operations.pidfiles import remove_leftovers, settle_pid_file
 from supervisor.operations.takeover import end_master
 from supervisor.operations.world import World
 
@@ -124,6 +124,7 @@ async def _finish_take_over(world: World, one: Generation, active: Generation) -
     one.role = Role.RETIRING
     with suppress(SupervisorError):  # told at the next upgrade, which needs it
         await settle_pid_file(world, active)
+        await remove_leftovers(world, one, active)
 
 
 def _match(

@@ -324,3 +324,18 @@ def files_signature(paths: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
         except OSError:
             signature.append((0, 0, 0, 0))
     return tuple(signature)
+
+
+def files_identity(paths: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """`files_signature` with the time of the last change, which nobody can set, as the last field.
+
+    So it tells of a file that was written in place and given its old time again.
+    """
+    identity = []
+    for path, known in zip(paths, files_signature(paths), strict=True):
+        try:
+            changed = os.stat(path).st_ctime_ns
+        except OSError:
+            changed = 0
+        identity.append((*known, changed))
+    return tuple(identity)

@@ -84,6 +84,15 @@ def refused(port: int) -> bool:
         return asked.connect_ex(("127.0.0.1", port)) != 0
 
 
+def waiting_to_be_accepted(port: int) -> bool:
+    """Whether the accept queue of the listener has anything in it (/proc/net/tcp, rx_queue)."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if fields[1].endswith(f":{port:04X}") and fields[3] == "0A":
+            return int(fields[4].split(":")[1], 16) > 0
+    return False
+
+
 def shared(nginx: Supervised) -> int:
     """How many sockets the supervisor and the master both have open: the listeners."""
     return len(sockets(nginx.pid) & sockets(nginx.masters()[0].pid))
@@ -267,6 +276,111 @@ def test_a_foreign_reload_shrinks_the_workers_of_reuseport(
             assert " 200 " in ask(("127.0.0.1", one.port))
 
 
+def with_more(one: Site) -> str:
+    """The configuration with one more listener, on the spare port."""
+    more = f"listen 127.0.0.1:{one.spare_port};"
+    text = one.config.read_text()
+    return text.replace("server_name site.test;", f"server_name site.test; {more}")
+
+
+def test_the_master_dies_before_its_new_listener_was_seen(oldest: Build) -> None:
+    """Only a worker has it then, and its address could not be bound beside that."""
+    with site.make(oldest) as one, owned(one) as nginx:
+        os.kill(nginx.pid, signal.SIGSTOP)
+        one.config.write_text(with_more(one))
+        reload_behind_its_back(nginx)
+        place = ("127.0.0.1", one.spare_port)
+        until("it serves", lambda: not refused(one.spare_port), poll=0.02)
+        assert " 200 " in ask(place)
+        with Load(one.plan(**NEW, port=one.spare_port)) as load:
+            os.kill(nginx.masters()[0].pid, signal.SIGKILL)
+            os.kill(nginx.pid, signal.SIGCONT)
+            until_restarted(nginx)
+            assert load.stop().failures == 0
+        assert "bind()" not in one.log_text()
+        checks.assert_settled(nginx, oldest, sha256(oldest.path))
+
+
+def test_both_masters_die_and_only_the_candidate_had_a_listener(
+    oldest: Build, newest: Build
+) -> None:
+    with site.make(oldest) as one, owned(one) as nginx:
+        one.config.write_text(with_more(one))
+        asked = nginx.begin("upgrade", newest.path, "--hold")
+        nginx.until_phase("held")
+        with Load(one.plan(**NEW)) as load, Load(one.plan(**NEW, port=one.spare_port)) as more:
+            for master in nginx.masters():
+                os.kill(master.pid, signal.SIGKILL)
+            assert nginx.end(asked).code == 4
+            for report in (load.stop(), more.stop()):
+                assert report.failures == 0, report
+        checks.assert_settled(nginx, oldest, sha256(oldest.path))
+
+
+def test_a_foreign_reload_leaves_no_listener_at_all(oldest: Build) -> None:
+    with site.make(oldest) as one, owned(one) as nginx:
+        text = one.config.read_text()
+        one.config.write_text(text[: text.index("http {")])
+        reload_behind_its_back(nginx)
+        until("refused", lambda: refused(one.port), SOON, poll=0.02)
+        one.config.write_text(text)
+        reload_behind_its_back(nginx)
+        until("it serves", lambda: not refused(one.port), poll=0.02)
+        until("held again", lambda: held(nginx)["count"] == 1, poll=0.02)
+        assert "bind()" not in one.log_text()
+
+
+# --- a configuration that was changed before the crash -------------------------------------------
+
+
+def test_a_held_socket_does_not_keep_nginx_from_starting(oldest: Build) -> None:
+    """Of two listeners nginx binds the wildcard alone, which is not the one that it had."""
+    with site.make(oldest) as one, owned(one) as nginx:
+        listen = f"listen 127.0.0.1:{one.port} sndbuf=64k;"
+        text = one.config.read_text()
+        assert listen in text
+        both = f"listen 127.0.0.1:{one.port}; listen {one.port};"
+        one.config.write_text(text.replace(listen, both))
+        kill_all(nginx)
+        until_restarted(nginx)
+        assert "bind()" not in one.log_text()
+        checks.assert_settled(nginx, oldest, sha256(oldest.path))
+
+
+def test_a_unix_socket_that_is_dropped_and_added_again(oldest: Build) -> None:
+    """Its file would be in the way; nginx removes that where it inherits the socket."""
+    with site.make(oldest, Options(unix=True)) as one, owned(one) as nginx:
+        text = one.config.read_text()
+        one.config.write_text(text.replace(f"listen unix:{one.unix_path};", ""))
+        kill_all(nginx)
+        until_restarted(nginx)
+        assert not one.unix_path.exists()
+        until("it is let go", lambda: held(nginx)["count"] == 1, SOON, poll=0.02)
+        one.config.write_text(text)
+        assert nginx.ctl("reload").code == 0
+        assert " 200 " in ask(str(one.unix_path))
+
+
+def test_more_listeners_than_the_usual_limit_of_descriptors_allows(oldest: Build) -> None:
+    """The supervisor raises its soft limit; nginx gets the one that it would have had."""
+    with site.make(oldest) as one, supervised.on(one) as nginx:
+        port = one.spare_port
+        many = "".join(f"listen 127.0.{i // 250}.{i % 250 + 2}:{port}; " for i in range(600))
+        one.configure(Options(http=f"server {{ {many} return 200 many; }}"))
+        text = one.config.read_text()
+        one.config.write_text(text.replace("worker_connections 512", "worker_connections 1000"))
+        limited = 'ulimit -S -n 1024; exec "$@"'
+        nginx.program = ["/bin/sh", "-c", limited, "sh", *nginx.program]
+        nginx.start()
+        until("held", lambda: held(nginx)["count"] == 601, poll=0.02)
+        kill_all(nginx)
+        until_restarted(nginx)
+        assert " 200 " in ask(("127.0.2.2", port))
+        limits = Path(f"/proc/{nginx.masters()[0].pid}/limits").read_text()
+        assert " 1024 " in next(line for line in limits.splitlines() if "open files" in line)
+        checks.assert_settled(nginx, oldest, sha256(oldest.path))
+
+
 # --- an end that is meant -----------------------------------------------------------------------
 
 
@@ -304,6 +418,19 @@ def test_a_foreign_quit_that_is_to_stay_closes_them(oldest: Build) -> None:
         nginx.until_state("stopped")
         assert refused(one.port)
         assert held(nginx)["count"] == 0
+
+
+def test_a_foreign_quit_that_is_to_stay_refuses_while_a_client_drains(oldest: Build) -> None:
+    settings = {"nginx": {"on_foreign_stop": "stop"}}
+    with site.make(oldest) as one, supervised.running(one, settings) as nginx:
+        until("held", lambda: held(nginx)["count"] == 1, poll=0.02)
+        with socket.create_connection(("127.0.0.1", one.port)) as draining:
+            draining.sendall(b"GET / HTTP/1.1\r\n")
+            until("it is accepted", lambda: not waiting_to_be_accepted(one.port))
+            os.kill(nginx.masters()[0].pid, signal.SIGQUIT)
+            nginx.until_state("stopped")
+            until("refused", lambda: refused(one.port), SOON, poll=0.02)
+            assert len(nginx.masters()) == 1
 
 
 def test_settings_change_what_is_held(oldest: Build) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 from tests.e2e.harness import checks, site, supervised
 from tests.e2e.harness.bare import until
+from tests.e2e.harness.cradle import kill
 from tests.e2e.harness.site import sha256
 from tests.e2e.harness.supervised import Supervised
 from tools.nginx_cache import Build
@@ -20,7 +20,7 @@ def crash_to_the_end(nginx: Supervised) -> list[int]:
     while True:
         started.append(nginx.masters()[0].pid)
         for one in nginx.nginx():
-            os.kill(one.pid, signal.SIGKILL)
+            kill(one.pid, signal.SIGKILL)
 
         def settled() -> bool:
             if nginx.status()["state"] == "degraded":

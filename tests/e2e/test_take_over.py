@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from pathlib import Path
+import sys
 
 import pytest
 
@@ -15,7 +15,7 @@ from tests.e2e.harness.bare import until
 from tests.e2e.harness.site import Options, put, sha256
 from tests.e2e.harness.supervised import Answer, Supervised
 from tests.e2e.test_adoption import by_hand
-from tests.e2e.test_held import NEW, ask, held
+from tests.e2e.test_held import NEW, ask, held, waiting_to_be_accepted
 from tools.load import Load
 from tools.nginx_cache import Build
 
@@ -101,15 +101,6 @@ def test_connections_of_the_old_workers_are_finished(oldest: Build) -> None:
             client.sendall(b"Connection: close\r\n\r\n")
             assert b" 200 " in client.recv(65536)
         checks.assert_settled(nginx, oldest, sha256(oldest.path))
-
-
-def waiting_to_be_accepted(port: int) -> bool:
-    """Whether the accept queue of the listener has anything in it (/proc/net/tcp, rx_queue)."""
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[1].endswith(f":{port:04X}") and fields[3] == "0A":
-            return int(fields[4].split(":")[1], 16) > 0
-    return False
 
 
 def test_a_configuration_that_is_broken_or_drops_a_socket_changes_nothing(oldest: Build) -> None:
@@ -206,3 +197,78 @@ def test_a_stop_in_the_middle_of_it(oldest: Build) -> None:
         assert nginx.nginx() == []
         assert nginx.ctl("start").code == 0
         checks.assert_settled(nginx, oldest, sha256(oldest.path))
+
+
+DIES = """
+import os, signal, sys
+from supervisor.daemon import main
+from supervisor.operations import start
+start._prove_ready = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def die_while_the_new_master_starts(nginx: Supervised, config: str | None = None) -> None:
+    """A supervisor begins a take-over, to this `config`, and dies; the next one is to come."""
+    program, nginx.program = nginx.program, [sys.executable, "-c", DIES]
+    nginx.start()
+    if config is not None:
+        nginx.site.config.write_text(config)
+    nginx.end(nginx.begin("adopt", "--take-over"))
+    assert nginx.cradle.wait(nginx.pid) == -signal.SIGKILL
+    nginx.program = program
+
+
+def test_the_supervisor_dies_in_it(oldest: Build) -> None:
+    """The intermediate of the launch lives on; the next supervisor ends it, and finishes."""
+    with site.make(oldest, Options(daemon="off", unix=True)) as one, supervised.on(one) as nginx:
+        old = by_hand(nginx)
+        inode = one.unix_path.stat().st_ino
+        with (
+            Load(one.plan(**NEW)) as load,
+            Load(one.plan(**NEW, address=str(one.unix_path))) as unix,
+        ):
+            die_while_the_new_master_starts(nginx)
+            nginx.start()
+            checks.assert_settled(nginx, oldest, sha256(oldest.path))
+            for report in (load.stop(), unix.stop()):
+                assert report.failures == 0, report
+        assert nginx.masters()[0].pid != old
+        assert one.unix_path.stat().st_ino == inode
+        assert nginx.ctl("upgrade", "--dry-run").code == 0
+
+
+def test_the_supervisor_dies_in_one_that_fails(oldest: Build) -> None:
+    """The new master stands without workers, and has written its pid into another file."""
+    with site.make(oldest, Options(daemon="on", unix=True)) as one, supervised.on(one) as nginx:
+        old = by_hand(nginx)
+        text = one.config.read_text()
+        with Load(one.plan(**NEW)) as load:
+            other = text.replace(str(one.pid_path), f"{one.folder}/other.pid")
+            broken = f"working_directory {one.folder}/nowhere;\n{other}"
+            die_while_the_new_master_starts(nginx, broken)
+            nginx.start()
+            one.config.write_text(text)
+            assert [seen.pid for seen in nginx.masters()] == [old]
+            assert nginx.ctl("reload").code == 0
+            assert load.stop().failures == 0
+        checks.assert_settled(nginx, oldest, sha256(oldest.path))
+        assert not (one.folder / "other.pid").exists()
+        assert " 200 " in ask(str(one.unix_path))
+
+
+def test_one_that_fails_leaves_no_pid_file_in_another_place(oldest: Build) -> None:
+    with site.make(oldest, Options(daemon="on")) as one, supervised.on(one) as nginx:
+        old = by_hand(nginx)
+        nginx.start()
+        text = one.config.read_text()
+        other = text.replace(str(one.pid_path), f"{one.folder}/other.pid")
+        one.config.write_text(f"working_directory {one.folder}/nowhere;\n{other}")
+        assert take_over(nginx).code == 3
+        assert [seen.pid for seen in nginx.masters()] == [old]
+        assert not (one.folder / "other.pid").exists()
+        one.config.write_text(other)
+        assert take_over(nginx).code == 0
+        nginx.until_state("running")
+        assert not one.pid_path.exists()
+        assert (one.folder / "other.pid").read_text() == f"{nginx.masters()[0].pid}\n"

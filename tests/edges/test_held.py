@@ -85,13 +85,22 @@ import os, socket, sys
 sockets = {}
 for line in sys.stdin:
     what, name, *more = line.split()
-    if what == "listen":
-        family = socket.AF_UNIX if name.startswith("/") else socket.AF_INET
+    if what in ("listen", "bind"):
+        host, colon, port = name.rpartition(":")
+        family = socket.AF_INET6 if host else socket.AF_INET
+        if name.startswith("/"):
+            family = socket.AF_UNIX
         sockets[name] = one = socket.socket(family)
+        if family == socket.AF_INET6:
+            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         if "reuseport" in more:
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        one.bind(name if name.startswith("/") else ("127.0.0.1", int(name)))
-        one.listen()
+        host = host.strip("[]") or ("0.0.0.0" if "wildcard" in more else "127.0.0.1")
+        one.bind(name if name.startswith("/") else (host, int(port)))
+        if what == "listen":
+            one.listen()
+    elif what == "start":
+        sockets[name].listen()
     else:
         sockets.pop(name).close()
     print("done", flush=True)
@@ -201,6 +210,9 @@ def test_unix_sockets_that_nobody_can_reach_are_not_handed_on(tmp_path: Path) ->
         assert addresses(held.for_successor([one.master])) == [path]
         os.unlink(path)
         assert held.for_successor([one.master]) == []
+        held.release()
+        held.follow(one.master)
+        assert held.for_successor([one.master]) == []
         with socket.socket(socket.AF_UNIX) as another:
             another.bind(path)
             assert held.for_successor([one.master]) == []
@@ -214,7 +226,73 @@ def test_what_nobody_would_inherit_is_dropped(tmp_path: Path) -> None:
         assert held.keep_only([listen_of(a), listen_of(b, "localhost"), unix]) == ()
         assert held.keep_only([listen_of(a), listen_of(b, "0.0.0.0"), unix]) == (f"127.0.0.1:{b}",)
         udp = Listen(kind=AddressKind.TCP, host="127.0.0.1", port=int(a), transport=Transport.UDP)
-        assert sorted(held.keep_only([udp])) == [f"127.0.0.1:{a}", f"unix:{path}"]
+        # A unix socket is in nobody's way, and nginx removes its file where it inherits it.
+        assert held.keep_only([udp]) == (f"127.0.0.1:{a}",)
+        assert addresses(held.for_successor([])) == [path]
+
+
+def test_what_keeps_a_listener_from_being_bound_is_dropped() -> None:
+    a = str(free_port())
+    both = [listen_of(a), listen_of(a, "0.0.0.0")]
+    with listener(a) as one, holding() as held:
+        held.follow(one.master)
+        one.die()
+        # nginx binds the wildcard alone for these two, and could not.
+        assert held.keep_only([listen_of(a), listen_of(str(free_port()))]) == ()
+        assert held.keep_only(both) == (f"127.0.0.1:{a}",)
+
+
+def test_a_wildcard_serves_an_address_of_its_port() -> None:
+    a = str(free_port())
+    with listener() as one, holding() as held:
+        one.tell("listen", a, "wildcard")
+        held.follow(one.master)
+        one.die()
+        assert held.keep_only([listen_of(a), listen_of(a, "0.0.0.0")]) == ()
+
+
+def test_a_socket_for_both_families_is_in_the_way_of_one_for_each() -> None:
+    a = str(free_port())
+    wanted = [listen_of(a, "0.0.0.0"), Listen(kind=AddressKind.TCP6, host="::", port=int(a))]
+    with listener(f"[::]:{a}") as one, holding() as held:
+        held.follow(one.master)
+        one.die()
+        assert held.keep_only(wanted[1:]) == ()
+        assert held.keep_only(wanted) == (f"[::]:{a}",)
+
+
+def test_a_socket_that_listens_only_later_is_held_then() -> None:
+    """A master that reloads opens, binds and listens: a look may come in between."""
+    a, b = str(free_port()), str(free_port())
+    with listener(a) as one, holding() as held:
+        one.tell("bind", b)
+        assert held.follow(one.master).taken == (f"127.0.0.1:{a}",)
+        one.tell("start", b)
+        assert held.follow(one.master).taken == (f"127.0.0.1:{b}",)
+
+
+def test_what_was_opened_since_the_last_look_is_handed_on_as_well() -> None:
+    a, b = str(free_port()), str(free_port())
+    with listener(a) as one, holding() as held:
+        held.follow(one.master)
+        one.tell("listen", b)
+        expected = [("127.0.0.1", int(a)), ("127.0.0.1", int(b))]
+        assert sorted(addresses(held.for_successor([one.master]))) == sorted(expected)
+        assert addresses(held.for_successor([], [one.master])) == expected[:1]
+
+
+def test_descriptors_are_left_for_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = [str(free_port()) for _ in range(4)]
+    with listener(*places) as one, holding() as held:
+        with monkeypatch.context() as patched:
+            patched.setattr("supervisor.edges.linux.most_files", lambda: 261)
+            assert len(held.follow(one.master).taken) == 2
+            assert held.follow(one.master) == Changed()
+            assert held.report()["available"] is False
+            assert "LimitNOFILE" in str(held.problem)
+        held.release()
+        assert len(held.follow(one.master).taken) == 4
+        assert held.report()["available"] is True
 
 
 def test_switched_off_nothing_is_held_but_relatives_are_asked() -> None:
