@@ -165,6 +165,9 @@ class Verdicts:
         except SupervisorError as exc:
             # The verdict stands; a successor that finds the journal sees it in the history.
             self._world.log.error("state.not_written", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
+        active = self._world.active
+        if active is not None:
+            active.accepted = active.brood().accepting  # what a rollback did is nobody else's doing
         self._world.run = None
         self._world.release_old_locks()
         self._remember_masters()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -20,6 +21,7 @@ from supervisor.edges.linux import ExitStatus
 from supervisor.edges.process import Process
 from supervisor.operations.foreign import note_foreign_master, successor_text
 from supervisor.operations.listeners import hold
+from supervisor.operations.reload import learn_reload
 from supervisor.operations.world import World
 
 CENSUS = 1.0
@@ -83,6 +85,7 @@ async def watch(
     """
     draining: set[int] = set()
     watched: set[int] = set()
+    left: set[int] = set()  # workers that ended as they were told
 
     async def master() -> None:
         await generation.master.wait_exited()
@@ -111,6 +114,10 @@ async def watch(
         await process.wait_exited()
         status = await process.exit_status()
         watched.discard(process.pid)
+        if status.orderly:
+            left.add(process.pid)
+        else:
+            generation.accepted -= {process.pid}
         if generation.workers.get(process.pid) is not process:
             return  # it has turned out to be the new master
         if not generation.ready:
@@ -135,6 +142,11 @@ async def watch(
             if generation is world.active and not generation.told_to_stop:
                 hold(world, generation)
             draining |= brood.draining
+            if brood.accepting and not brood.accepting & generation.accepted:
+                # As after a reload, or where all of them were killed.
+                if generation.accepted and generation.accepted <= draining | left:
+                    _learn_reload(world, generation)
+                generation.accepted = brood.accepting
             for pid, process in list(generation.workers.items()):
                 if pid not in watched:
                     watched.add(pid)
@@ -169,6 +181,14 @@ async def watch(
             with trio.move_on_after(min(CENSUS, world.settings.restart.hold_check)):
                 await generation.changed.wait()
         nursery.cancel_scope.cancel()
+
+
+def _learn_reload(world: World, generation: Generation) -> None:
+    """Somebody else has had the serving generation reloaded, unless it is an operation of ours."""
+    if generation is not world.active or not generation.ready or generation.told_to_stop:
+        return
+    if not world.reloading and world.run is None:
+        world.background(partial(learn_reload, world, generation))
 
 
 def _is_told_to_quit(generation: Generation, brood: procfs.Brood) -> bool:

@@ -61,6 +61,7 @@ class Generation:
     ended: dict[int, ExitStatus] = field(default_factory=dict)  # workers, while it starts
     changed: trio.Event = field(default_factory=trio.Event)  # somebody new; its watcher renews it
     executable: tuple[int, int] | None = None  # device and inode; None: not seen or not permitted
+    accepted: frozenset[int] = frozenset()  # the workers of the configuration that was read last
     foreign: Process | None = None  # its new master, which somebody else's USR2 has started
 
     @property

@@ -35,6 +35,36 @@ async def reload(world: World) -> tuple[str, str]:
     facts = await facts_of_running(world, active)
     if facts is not None:
         _accept(world, facts)
+    world.reloading = True
+    try:
+        return await _reload(world, active, facts)
+    finally:
+        world.reloading = False
+
+
+async def learn_reload(world: World, generation: Generation) -> None:
+    """Take in what `generation` has read when somebody else had it reload; said in the log.
+
+    Its configuration is taken to be what is on disk now: nobody but nginx knows what it has read.
+    """
+    name = f"g{generation.id}"
+    try:
+        facts = await facts_of_running(world, generation)
+        if facts is None or world.run is not None or world.reloading or not generation.alive:
+            return  # what happens now sees to it
+        _accept(world, facts)
+        await _adopt_facts(world, generation, facts)
+    except SupervisorError as exc:
+        world.log.warning(
+            "generation.foreign_reload", generation=name, reason=exc.reason,
+            detail=f"somebody else reloaded nginx; what it runs is not known: {exc.detail}",
+        )  # fmt: skip
+    else:
+        detail = f"somebody else reloaded nginx: {facts.workers} workers run what is on disk"
+        world.log.warning("generation.foreign_reload", generation=name, reason=None, detail=detail)
+
+
+async def _reload(world: World, active: Generation, facts: Facts | None) -> tuple[str, str]:
     before = active.look().workers | active.look().starting
     active.master.send(signal.SIGHUP)
     with trio.move_on_after(RELOAD_LIMIT), Pulse(4 * POLL) as pulse:
@@ -46,6 +76,7 @@ async def reload(world: World) -> tuple[str, str]:
             if _complete(fresh, facts, brood) and not before & brood.accepting:
                 break
             await pulse.tick()
+        active.accepted = brood.accepting  # so that it is nobody else's doing
         if facts is not None:
             await _adopt_facts(world, active, facts)
         return "reloaded", f"{len(fresh)} workers run the configuration as it is on disk"

@@ -181,6 +181,7 @@ class World:
     version_of_upgrade: Callable[[str], str | None] = lambda _: None
     """The version that a past upgrade replaced, by the upgrade's id."""
     hasten: trio.Event = field(default_factory=trio.Event)
+    reloading: bool = False  # by us
     told_short: bool = False  # that no descriptor is left
     last_identity: tuple[int, int] | None = None  # of a worker, while there was one
 

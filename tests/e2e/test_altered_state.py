@@ -99,7 +99,6 @@ def stored(nginx: Supervised, build: Build) -> Path:
 HARM: dict[str, Callable[[Path], object]] = {
     "altered": alter,
     "lost": shutil.rmtree,
-    "no description": lambda version: (version / "meta.json").write_text("{"),
 }
 
 
@@ -190,8 +189,9 @@ def claim(nginx: Supervised, pid: int, *, exactly: bool) -> None:
     record.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize("exactly", [False, True], ids=["reused", "forged"])
-@pytest.mark.parametrize("during", ["idle", "held"])
+@pytest.mark.parametrize(
+    ("during", "exactly"), [("idle", False), ("held", True)], ids=["reused", "forged"]
+)
 def test_every_file_names_a_foreign_process(
     oldest: Build, newest: Build, tmp_path: Path, during: str, *, exactly: bool
 ) -> None:

@@ -119,8 +119,9 @@ def test_the_same_package_is_installed_again_while_held(oldest: Build, newest: B
 # --- the configuration --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("decision", ["promote", "rollback"])
-@pytest.mark.parametrize("how", ["edited", "broken"])
+@pytest.mark.parametrize(
+    ("how", "decision"), [("edited", "promote"), ("edited", "rollback"), ("broken", "rollback")]
+)
 def test_the_configuration_is_changed_while_an_upgrade_is_held(
     oldest: Build, newest: Build, decision: str, how: str
 ) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from signal import SIGHUP, SIGKILL, SIGQUIT, SIGUSR2, SIGWINCH
 
 import pytest
@@ -149,6 +151,32 @@ def test_a_stop_in_an_upgrade_by_hand_ends_both(oldest: Build, newest: Build, ho
         else:
             assert nginx.stop() == 0
             assert nginx.nginx() == []
+
+
+# --- a reload -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["HUP", "nginx -s reload"])
+def test_a_reload_by_hand_is_noticed(oldest: Build, newest: Build, how: str) -> None:
+    """What runs is what is on disk, and a rollback brings back as many workers as there were."""
+    with site.make(oldest) as one, supervised.running(one) as nginx:
+        (master,) = nginx.masters()
+        with under_load(nginx):
+            one.configure(replace(one.options, workers=3))
+            assert nginx.status()["config_matches_active"] is False
+            if how == "HUP":
+                os.kill(master.pid, SIGHUP)
+            else:
+                subprocess.run([*one.argv, "-s", "reload"], check=True)
+            until("it is seen", lambda: nginx.look()["config_matches_active"] is True)
+            said = [line for line in nginx.log() if line["event"] == "generation.foreign_reload"]
+            assert [line["generation"] for line in said] == ["g1"], said
+            checks.assert_settled(nginx, oldest, sha256(oldest.path))
+            assert nginx.ctl("upgrade", candidate(newest, "status_500")).code == 4
+            checks.assert_settled(nginx, oldest, sha256(oldest.path))
+            assert nginx.ctl("reload").code == 0
+        said = [line for line in nginx.log() if line["event"] == "generation.foreign_reload"]
+        assert len(said) == 1, said
 
 
 # --- WINCH to the only master -------------------------------------------------------------------
