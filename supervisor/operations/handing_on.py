@@ -183,11 +183,13 @@ def run_to_data(run: UpgradeRun) -> dict[str, object]:
         "not_settled": None if problem is None else [problem.reason, problem.detail],
         "usr2_children": sorted(run.usr2_children),
         "winch_workers": None if run.winch_workers is None else sorted(run.winch_workers),
+        "installed_file": run.installed_file,
     }
 
 
 def _run_from_data(world: World, data: Mapping[str, Any]) -> UpgradeRun:
     winch, problem = data["winch_workers"], data["not_settled"]
+    installed = data["installed_file"]
     run = UpgradeRun(
         **{name: data[name] for name in _PLAIN},
         stored=None if data["stored"] is None else world.store.get(data["stored"]),
@@ -195,6 +197,7 @@ def _run_from_data(world: World, data: Mapping[str, Any]) -> UpgradeRun:
         not_settled=None if problem is None else _problem(*problem),
         usr2_children=frozenset(data["usr2_children"]),
         winch_workers=None if winch is None else frozenset(winch),
+        installed_file=None if installed is None else (int(installed[0]), int(installed[1])),
     )
     run.settled.set()  # it was waited for
     return run

@@ -78,7 +78,7 @@ async def replaced_since(world: World, run: UpgradeRun) -> str:
     """That something else stands where this upgrade has put its binary; empty where it does not."""
     binary = Path(world.settings.nginx.binary)
     ours = run.installed_file
-    installed = "" if run.plan is None else run.plan.stored.sha256
+    installed = "" if run.stored is None else run.stored.sha256
 
     def is_other() -> bool:
         try:
