@@ -406,6 +406,7 @@ class QuickLoad:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
+                    process_group=0,  # the terminal's interrupt is for its owner
                 )
             )
         return self

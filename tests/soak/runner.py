@@ -38,6 +38,12 @@ class Summary:
     excused: Counter[str] = field(default_factory=Counter)
     verdicts: Counter[str] = field(default_factory=Counter)
 
+    def take(self, load: QuickLoad, oracle: Oracle) -> None:
+        """What was counted so far."""
+        self.requests = load.total
+        self.matched, self.excused = oracle.matched, oracle.excused
+        self.verdicts = oracle.verdicts
+
     def __str__(self) -> str:
         total = self.requests
         lines = [f"seed {self.seed}: survived {sum(self.deeds.values())} deeds"]
@@ -70,7 +76,8 @@ def soak(
     reuseport: bool = False,
     say: Callable[[str], None] = print,
 ) -> Summary:
-    """Do deeds for so long, at most so many; what was survived. Raises at the first that is not.
+    """Do deeds for so long, at most so many; what was survived. Raises at the first that is not,
+    after it has said what was survived before; an interrupt does the same.
 
     A deed that was begun is ended, so it takes a little longer.
     """
@@ -95,15 +102,15 @@ def soak(
                 DEEDS[name](world)
                 oracle.check()
             except BaseException as exc:
+                summary.take(load, oracle)
+                say(str(summary))
                 exc.add_note(f"seed {seed}, deed {number}: {name}")
                 raise
             summary.deeds[name] += 1
             spent = time.monotonic() - began
             say(f"{number:5} {name:34} {spent:6.2f} s  {load.total.sent} requests")
         load.stop()
-        summary.requests = load.total
-        summary.matched, summary.excused = oracle.matched, oracle.excused
-        summary.verdicts = oracle.verdicts
+        summary.take(load, oracle)
     return summary
 
 
