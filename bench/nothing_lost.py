@@ -137,8 +137,10 @@ class Result:
             f"  not explained {told['unexplained']}",
             f"  p50 {told['p50_ms']} ms   p99 {told['p99_ms']} ms   max {told['max_ms']} ms",
             f"  through {sum(self.deeds.values())} deeds: {self.upgrades} upgrades"
-            f" ({_counts(self.verdicts)}, {self.deeds['foreign_upgrade']} by hand),"
-            f" {self.killed} processes of nginx killed,"
+            f" ({self.verdicts['committed']} committed, {self.verdicts['rolled_back']} rolled back,"
+            f" {self.deeds['foreign_upgrade']} by hand; {self.verdicts['refused']} more refused,"
+            " since nginx died in their preflight),",
+            f"  {self.killed} processes of nginx killed, and"
             f" {sum(self.deeds[name] for name in SUPERVISOR_DIES)} times the supervisor",
         ]
         lines += [
@@ -147,10 +149,6 @@ class Result:
         ]
         lines += [f"  NOT EXPLAINED: {one}" for one in self.left[:20]]
         return "\n".join(lines)
-
-
-def _counts(counter: Counter[str]) -> str:
-    return ", ".join(f"{number} {name}" for name, number in sorted(counter.items())) or "none"
 
 
 def measure(requests: int, *, reuseport: bool, say: Callable[[str], None]) -> Result:
