@@ -70,7 +70,7 @@ SUPERVISOR_DIES = (
     "death_of_supervisor_in_upgrade",
 )
 UPGRADES_A_ROUND = 10
-"""At least: those that are struck early end as a refusal, and do not count."""
+"""At least: what is refused, beside a held one or struck early, does not count."""
 UPGRADES = 50
 """In the long form, in proportion in a shorter one."""
 
@@ -139,7 +139,7 @@ class Result:
             f"  through {sum(self.deeds.values())} deeds: {self.upgrades} upgrades"
             f" ({self.verdicts['committed']} committed, {self.verdicts['rolled_back']} rolled back,"
             f" {self.deeds['foreign_upgrade']} by hand; {self.verdicts['refused']} more refused,"
-            " since nginx died in their preflight),",
+            " beside a held one or as nginx died in their preflight),",
             f"  {self.killed} processes of nginx killed, and"
             f" {sum(self.deeds[name] for name in SUPERVISOR_DIES)} times the supervisor",
         ]
