@@ -59,6 +59,8 @@ SLOTS: dict[str, tuple[str, ...]] = {
 # Behaviour changed at these versions, so the builds should lie on both sides of each: who unlinks a
 # unix socket (1.19.1), and which workers a shared listener wakes (1.21.6).
 SPANNED = ("1.19.1", "1.21.6")
+QUIC = ("--with-http_v3_module",)
+FIRST_WITH_QUIC = version_number("1.25.0")
 FIRST_WITH_PCRE2 = version_number("1.21.5")
 SUITES_WITH_OLD_PCRE = ("bullseye", "bookworm")
 
@@ -109,7 +111,7 @@ class Tarball:
 
 def recipe_hash() -> str:
     """Changes whenever the same sources would be built differently."""
-    digest = hashlib.sha256(repr((RECIPE_NUMBER, CONFIGURE)).encode())
+    digest = hashlib.sha256(repr((RECIPE_NUMBER, CONFIGURE, QUIC)).encode())
     for path in sorted(SOURCES_OF_MODULE.iterdir()):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
@@ -198,7 +200,8 @@ def build_slot(slot: str, *, mirrors: Mirrors, root: Path) -> None:
         tree = unpack(tarball.path, into=Path(work) / "source")
         pcre = unpack_old_pcre(tarball, mirrors=mirrors, work=Path(work))
         install = Path(work) / "install"
-        compile_nginx(tree, install=install, options=(*CONFIGURE, *pcre))
+        quic = QUIC if version_number(tarball.version) >= FIRST_WITH_QUIC else ()
+        compile_nginx(tree, install=install, options=(*CONFIGURE, *quic, *pcre))
         finish(install, target=target, tarball=tarball)
     say(f"{tarball.version} from {tarball.suite} built in {time.monotonic() - started:.0f} s")
 

@@ -31,6 +31,7 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "realip": ("--with-http_realip_module",),
     "stream": ("--with-stream",),
     "stream_ssl": ("--with-stream_ssl_module",),
+    "http_v3": ("--with-http_v3_module",),
 }
 
 

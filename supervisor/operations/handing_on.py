@@ -122,6 +122,7 @@ def _generation_to_data(one: Generation) -> dict[str, object]:
         "ready": one.ready,
         "session": one.session,
         "executable": one.executable,
+        "accepted": sorted(one.accepted),
     }
 
 
@@ -141,6 +142,7 @@ def _generation_from_data(data: Mapping[str, Any], outputs: Mapping[int, Capture
         ready=data["ready"],
         session=int(data["session"]),
         executable=None if executable is None else (int(executable[0]), int(executable[1])),
+        accepted=frozenset(map(int, data["accepted"])),
     )
 
 

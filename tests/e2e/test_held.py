@@ -17,6 +17,7 @@ from tests.e2e.harness.bare import until
 from tests.e2e.harness.site import Options, Site, sha256
 from tests.e2e.harness.supervised import Supervised
 from tools.load import Load, Report
+from tools.nginx_builds import builds, candidate
 from tools.nginx_cache import Build
 
 NEW = {"new": 4, "new_rate": 200.0, "keepalive": 0, "idle": 0, "slow": 0, "timeout": 10.0}
@@ -27,6 +28,11 @@ FAMILIES = (
     "server {{ listen [::1]:{port}; listen {address}:{port} backlog=100; "
     'location / {{ return 200 "more\\n"; }} }}'
 )
+QUIC = (
+    "server {{ listen 127.0.0.1:{port} quic{more}; ssl_certificate {pem}; "
+    'ssl_certificate_key {pem}; location / {{ return 200 "h3"; }} }}'
+)
+PEM = Path(__file__).parents[1] / "nginx" / "site.test.pem"
 UDP = "stream {{ server {{ listen 127.0.0.1:{port} udp; return udp-$pid; }} }}"
 
 
@@ -161,6 +167,36 @@ def test_everything_is_killed_and_nobody_is_refused(oldest: Build, newest: Build
             checks.assert_settled(nginx, newest, sha256(newest.path))
 
 
+@pytest.mark.needs("http_v3")
+@pytest.mark.parametrize("build", builds()[-1:], ids=str)
+@pytest.mark.parametrize("reuseport", [False, True], ids=["shared", "reuseport"])
+def test_everything_is_killed_and_quic_is_bound_still(build: Build, *, reuseport: bool) -> None:
+    """The datagrams of open connections are lost with the worker; the address never is."""
+    with site.make(build) as one:
+        quic = QUIC.format(port=one.spare_port, more=" reuseport" if reuseport else "", pem=PEM)
+        one.configure(Options(http=quic))
+        with owned(one, hold_reuseport=reuseport) as nginx:
+            address = f"127.0.0.1:{one.spare_port}/udp"
+            until("held", lambda: address in held(nginx)["addresses"], poll=0.02)
+            before = bound(one.spare_port)
+            assert len(before) == (2 if reuseport else 1)
+            kill_all(nginx)
+            assert bound(one.spare_port) == before
+            until_restarted(nginx)
+            assert bound(one.spare_port) == before
+            assert "bind()" not in one.log_text()
+            checks.assert_settled(nginx, build, sha256(build.path))
+            assert nginx.ctl("upgrade", candidate(build, "good")).code == 0
+            nginx.until_state("running")
+            assert bound(one.spare_port) == before
+
+
+def bound(port: int) -> set[str]:
+    """The inodes of the UDP sockets on a port of 127.0.0.1 (/proc/net/udp)."""
+    rows = [line.split() for line in Path("/proc/net/udp").read_text().splitlines()[1:]]
+    return {row[9] for row in rows if row[1] == f"0100007F:{port:04X}"}
+
+
 def test_everything_is_killed_with_reuseport_held(oldest: Build) -> None:
     with (
         site.make(oldest, Options(reuseport=True)) as one,
@@ -205,8 +241,9 @@ def test_the_start_limit_closes_them_and_says_so(oldest: Build) -> None:
         text = one.config.read_text()
         one.config.write_text("broken;")
         kill_all(nginx)
-        seen = nginx.until_state("degraded")
-        assert seen["held_listeners"]["count"] == 0
+        nginx.until_state("degraded")
+        until("closed", lambda: held(nginx)["count"] == 0, poll=0.02)
+        seen = nginx.look()
         assert "clients are refused" in seen["detail"], seen
         assert refused(one.port)
         assert any(line["event"] == "listeners.released" for line in nginx.log())

@@ -28,6 +28,7 @@ NOT_OF_A_WORLD = {
     "keep_locks", "told_short",
     "remember", "version_of_upgrade", "hasten",  # parts and wiring, which a new program makes anew
     "held",  # a parcel of its own
+    "reloading",  # nothing is handed on while the supervisor reloads
     "env_seen", "facts_seen",  # asked again
     "predecessor",  # what the new program says
 }  # fmt: skip

@@ -10,18 +10,22 @@ Imports little, because each test starts one.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
 import select
 import signal
-import sys
 
 PR_SET_CHILD_SUBREAPER = 36
+NOT_FOR_US = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""For the test, which then closes our stdin: whoever ends us leaves our descendants behind."""
 
 
 def say(**answer: object) -> None:
-    os.write(1, json.dumps(answer).encode() + b"\n")
+    # A test that was killed reads no more; its stdin end is closed as well, and that ends us.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(1, json.dumps(answer).encode() + b"\n")
 
 
 def reap(flags: int) -> bool:
@@ -52,8 +56,8 @@ def start(order: dict[str, object]) -> None:
                 (os.POSIX_SPAWN_DUP2, 1, 2),
             ],
             setsid=True,
-            # Python ignores these; a child must not start like that.
-            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+            # Python and we ignore these; a child must not start like that.
+            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ, *NOT_FOR_US],
         )
     except OSError as exc:
         say(failed=str(exc))
@@ -74,8 +78,8 @@ def kill_all() -> None:
 def main() -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "PR_SET_CHILD_SUBREAPER")
-    # The terminal's interrupt is for the test, which then closes our stdin.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in NOT_FOR_US:
+        signal.signal(number, signal.SIG_IGN)
     woken, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
@@ -97,8 +101,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except BrokenPipeError:
-        kill_all()
-        sys.exit(1)
+    main()
