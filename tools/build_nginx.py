@@ -36,6 +36,7 @@ from tools.debian_sources import FetchError, Mirrors
 from tools.given_builds import FEWEST_VERSIONS, check_given, ignored
 from tools.nginx_cache import (
     LACKING,
+    SINCE,
     STAMP,
     VERSION_PATTERN,
     Build,
@@ -60,7 +61,6 @@ SLOTS: dict[str, tuple[str, ...]] = {
 # unix socket (1.19.1), and which workers a shared listener wakes (1.21.6).
 SPANNED = ("1.19.1", "1.21.6")
 QUIC = ("--with-http_v3_module",)
-FIRST_WITH_QUIC = version_number("1.25.0")
 FIRST_WITH_PCRE2 = version_number("1.21.5")
 SUITES_WITH_OLD_PCRE = ("bullseye", "bookworm")
 
@@ -200,7 +200,7 @@ def build_slot(slot: str, *, mirrors: Mirrors, root: Path) -> None:
         tree = unpack(tarball.path, into=Path(work) / "source")
         pcre = unpack_old_pcre(tarball, mirrors=mirrors, work=Path(work))
         install = Path(work) / "install"
-        quic = QUIC if version_number(tarball.version) >= FIRST_WITH_QUIC else ()
+        quic = QUIC if version_number(tarball.version) >= SINCE["http_v3"] else ()
         compile_nginx(tree, install=install, options=(*CONFIGURE, *quic, *pcre))
         finish(install, target=target, tarball=tarball)
     say(f"{tarball.version} from {tarball.suite} built in {time.monotonic() - started:.0f} s")

@@ -33,6 +33,8 @@ FEATURES: dict[str, tuple[str, ...]] = {
     "stream_ssl": ("--with-stream_ssl_module",),
     "http_v3": ("--with-http_v3_module",),
 }
+# What nginx itself has not always had: an older build without it is complete.
+SINCE: dict[str, tuple[int, ...]] = {"http_v3": (1, 25, 0)}
 
 
 class BuildsError(Exception):
