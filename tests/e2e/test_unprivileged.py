@@ -156,3 +156,24 @@ def test_a_reload_after_a_package_has_arrived(oldest: Build, newest: Build, pyth
             answer = nginx.ctl("reload")
             assert answer.reason == "config_rejected"
             assert "no_such_directive" in answer.last["detail"]
+
+
+def test_a_crash_of_everything_and_a_take_over(oldest: Build) -> None:
+    """Descriptors may be duplicated between processes of the same user, without any capability."""
+    with as_nobody(oldest, Options(unix=True)) as nginx:
+        one = nginx.site
+        until("held", lambda: nginx.look()["held_listeners"]["count"] == 2, poll=0.02)
+        load = Load(one.plan(new=4, new_rate=100.0, keepalive=0, idle=0, slow=0, timeout=10.0))
+        with load:
+            kill_all([seen.pid for seen in sorted(nginx.nginx(), key=lambda s: not s.is_master)])
+            until("the restart", lambda: nginx.look()["restarts"] == 1, poll=0.02)
+            checks.assert_settled(nginx, oldest, sha256(oldest.path))
+            report = load.lap()
+            assert report.failures == report.count("reset") + report.count("truncated") <= 4, report
+            nginx.die()
+            nginx.start()
+            assert nginx.ctl("adopt", "--take-over").code == 0
+            nginx.until_state("running")
+            report = load.stop()
+        assert report.failures == 0, report
+        checks.assert_settled(nginx, oldest, sha256(oldest.path))
