@@ -495,6 +495,7 @@ class Evidence:
             "not_observed": self.not_observed,
             "told_healthy": self._told_healthy,
             "told_trigger": self._told_trigger,
+            "passed": self._passed,
             "judge": None if self._judge is None else self._judge.memory(at=now),
             "probes": {
                 name: {
@@ -522,6 +523,7 @@ class Evidence:
             self._generation[name] = seen["generation"]
         self._up_before = frozenset(data["up_before"]) & self._probes.keys()
         self._not_asked = {str(name): str(why) for name, why in data["not_asked"].items()}
+        self._passed = {str(name): int(one) for name, one in data["passed"].items()}
         self._memory = None if data["judge"] is None else (data["judge"], at)
         try:
             self.aim(watch)

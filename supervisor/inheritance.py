@@ -70,6 +70,7 @@ def _give_self(estate: Estate) -> Parcel:
             "version": estate.version,
             "started": estate.backend.started,
             "request": estate.succession.request_number,
+            "children": children.running(),
         }
     )
 
@@ -146,9 +147,7 @@ def _take_self(data: Mapping[str, Any], estate: Estate) -> None:
     estate.backend.started = data.get("started")
     estate.backend.replaced = now
     world = estate.world
-    sessions = world.sessions | world.generations.sessions()
-    left = children.besides(world.generations.tracked(), sessions)  # we have started none yet
-    estate.background(children.end, left)
+    estate.background(children.end, tuple(map(int, data.get("children", ()))))
     estate.background(_reap, world)
     phase = estate.engine.state.phase.value
     upgrade = estate.engine.state.upgrade

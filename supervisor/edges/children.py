@@ -1,7 +1,9 @@
 """Children that nobody waits for: those of a program that was replaced in this process.
 
 A probe's command or a test of the configuration may run at that moment. What it would have told is
-asked for again, so it is ended; its exit status is taken, or it would stay a zombie.
+asked for again, so it is ended; its exit status is taken, or it would stay a zombie. Nobody else is
+touched: in a container the supervisor is the parent of every orphan, and a script that became the
+supervisor by `exec` may have started others before.
 """
 
 from __future__ import annotations
@@ -9,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Collection, Iterable
+import weakref
+from collections.abc import Iterable
 
 import trio
 
@@ -19,14 +22,18 @@ LIMIT = 10.0
 """Seconds for the kernel to end a process that was killed."""
 
 
-def besides(tracked: Collection[int], sessions: Collection[int]) -> list[int]:
-    """The children of this process that are neither in `tracked` nor in one of `sessions`."""
-    found = []
-    for pid in procfs.children(os.getpid()):
-        stat = procfs.read_stat(pid)
-        if stat is not None and pid not in tracked and stat.session not in sessions:
-            found.append(pid)
-    return found
+_started: weakref.WeakSet[trio.Process] = weakref.WeakSet()
+
+
+def note(process: trio.Process) -> trio.Process:
+    """`process` was started to be waited for; whoever did so ends it where it is not."""
+    _started.add(process)
+    return process
+
+
+def running() -> list[int]:
+    """Those that were noted and have not ended."""
+    return sorted(one.pid for one in _started if one.returncode is None)
 
 
 async def end(pids: Iterable[int]) -> None:

@@ -14,7 +14,7 @@ import trio
 
 from supervisor.core.observation import DETAIL_BYTES, Outcome
 from supervisor.core.probe_settings import ExecProbe
-from supervisor.edges import linux
+from supervisor.edges import children, linux
 from supervisor.edges.probe_finding import Finding, Progress, outcome_of, within
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -88,7 +88,7 @@ async def _start(
 ) -> trio.Process:
     base = {"PATH": _PATH, "LANG": "C.UTF-8", "PROBE_NAME": probe.name}
     try:
-        return await trio.lowlevel.open_process(
+        started = await trio.lowlevel.open_process(
             list(probe.command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -101,6 +101,7 @@ async def _start(
             group=None if identity is None else identity.gid,
             extra_groups=None if identity is None else [],
         )
+        return children.note(started)
     except (OSError, subprocess.SubprocessError) as exc:
         cause = getattr(exc, "strerror", None) or str(exc)
         raise _CannotRunError(f"cannot run {probe.command[0]}: {cause}") from exc

@@ -54,6 +54,8 @@ def find_leftovers(argv: Sequence[str]) -> list[tuple[int, int | None]]:
             stat = procfs.read_stat(int(name))
             if stat is None or not stat.has_execed:
                 continue  # its child, which is about to become nginx
+            if not procfs.runs_as_we_do(int(name)):
+                continue  # somebody else's, who may only pretend, or is launching an nginx of his
             born = procfs.children(int(name))
             found.append((int(name), born[0] if born else None))
     return found

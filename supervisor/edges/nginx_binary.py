@@ -32,6 +32,7 @@ from supervisor.core.elf import (
 from supervisor.core.errors import Refusal
 from supervisor.core.nginx_config import NginxConfig, parse_dump
 from supervisor.core.nginx_version import NginxBuild, lost_modules, module_of_error, parse_build
+from supervisor.edges import children
 from supervisor.edges.files import closing
 from supervisor.edges.sources import reading
 
@@ -317,7 +318,7 @@ async def _start(path: Path, arguments: Sequence[str], env: Mapping[str, str]) -
         raise Refusal(
             "binary_cannot_run", f"cannot run {path}: {exc.strerror}; see the kernel's log"
         ) from exc
-    return process
+    return children.note(process)
 
 
 async def _collect(stream: trio.abc.ReceiveStream, into: bytearray, most: int) -> None:

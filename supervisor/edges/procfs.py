@@ -150,6 +150,20 @@ def same_world(pid: int) -> bool:
     return True
 
 
+def runs_as_we_do(pid: int) -> bool:
+    """Whether `pid` has our user, and is in no other container as far as that can be seen.
+
+    Anybody can give a process any title; only what such a one runs may be run by us as well.
+    """
+    owner = identity(pid)
+    if owner is None or owner[0] != os.geteuid():
+        return False
+    try:
+        return os.readlink(f"/proc/{pid}/ns/pid") == os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return True
+
+
 def catches(pid: int, signal: Signals) -> bool:
     """Whether `pid` has a handler for `signal`: nginx's USR2 handler means that it may be sent."""
     return bool(_mask(pid, b"SigCgt:") >> (signal - 1) & 1)

@@ -195,8 +195,7 @@ def is_this_nginx(
     """
     if not procfs.is_master(pid) or not procfs.catches(pid, signal.SIGUSR2):
         return False
-    owner = procfs.identity(pid)
-    if owner is None or owner[0] != os.geteuid():
+    if not procfs.runs_as_we_do(pid):
         return False  # anybody can give a process this title, and we run its program to ask it
     nginx = world.settings.nginx
     given = command_line.of_master(pid)

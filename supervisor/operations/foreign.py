@@ -44,11 +44,15 @@ def note_foreign_master(world: World, generation: Generation, brood: procfs.Broo
         return
     for pid in sorted(brood.masters - world.generations.tracked()):
         process = Process.open(pid)
-        if process is not None:
-            generation.foreign = process
-            detail = foreign_text(generation.master.pid, pid)
-            world.log.warning("generation.foreign_upgrade", generation=name, pid=pid, detail=detail)
-            return
+        if process is None:
+            continue
+        if not procfs.runs_as_we_do(pid):
+            process.close()  # a worker that has exec'd: its user's program is never run as ours
+            continue
+        generation.foreign = process
+        detail = foreign_text(generation.master.pid, pid)
+        world.log.warning("generation.foreign_upgrade", generation=name, pid=pid, detail=detail)
+        return
 
 
 def _is_upgraded_by_us(world: World, generation: Generation) -> bool:

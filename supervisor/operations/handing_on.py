@@ -17,6 +17,7 @@ from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.handover import Parcel
 from supervisor.edges.linux import ExitStatus
 from supervisor.edges.process import Process
+from supervisor.operations.unrecorded import forget_once_gone
 from supervisor.operations.world import UpgradeRun, World
 
 PARCEL = "nginx"
@@ -100,6 +101,8 @@ def take_over(world: World, handed: Handed) -> None:
     world.run = handed.run
     for generation in handed.generations:
         world.rejoin(generation)
+        if generation.bystander:
+            forget_once_gone(world, generation)
     while world.generations.next_id < handed.next_id:
         world.generations.reserve()
 

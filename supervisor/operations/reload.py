@@ -59,6 +59,8 @@ async def learn_reload(world: World, generation: Generation) -> None:
             "generation.foreign_reload", generation=name, reason=exc.reason,
             detail=f"somebody else reloaded nginx; what it runs is not known: {exc.detail}",
         )  # fmt: skip
+    except Exception:  # a bug of ours must not end the supervisor
+        world.log.exception("operation.bug", operation="learn_reload", generation=name)
     else:
         detail = f"somebody else reloaded nginx: {facts.workers} workers run what is on disk"
         world.log.warning("generation.foreign_reload", generation=name, reason=None, detail=detail)

@@ -82,11 +82,6 @@ class Generations:
         """The id of the next generation that comes."""
         return self._next_id
 
-    def sessions(self) -> set[int]:
-        """The sessions that our masters live in: every process that nginx made is in one."""
-        stats = (procfs.read_stat(one.master.pid) for one in self)
-        return {stat.session for stat in stats if stat is not None}
-
 
 @dataclass(slots=True, kw_only=True)
 class UpgradeRun:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import supervisor
+from supervisor.edges import procfs
 from tests.e2e.harness import checks, processes, site, supervised
 from tests.e2e.harness.bare import until
 from tests.e2e.harness.settings import write
@@ -347,10 +348,18 @@ def test_commands_of_probes_are_ended_and_inherit_no_mask(oldest: Build) -> None
             "name": "masks", "type": "exec", "interval": "50ms", "timeout": "30s", "user": "root",
             "command": ["/bin/sh", "-c", f"grep SigBlk /proc/self/status >> {seen}; sleep 20"],
         }  # fmt: skip
-        with supervised.running(one, {"probe": [probe]}) as nginx:
+        with supervised.on(one, {"probe": [probe]}) as nginx:
+            # As a container's entry point does.
+            nginx.program = ["/bin/sh", "-c", 'sleep 600 & exec "$@"', "sh", *nginx.program]
+            nginx.start()
             until("the command", lambda: seen.exists() and seen.read_text().count("\n") == 1)
             command = [each.pid for each in nginx.cradle.living() if "grep SigBlk" in each.title]
+            (beside,) = [each.pid for each in nginx.cradle.living() if each.title == "sleep 600"]
             assert nginx.ctl("self-upgrade").code == 0
             until("another command", lambda: seen.read_text().count("\n") == 2)
             assert set(seen.read_text().split()) == {"SigBlk:", "0" * 16}
             until("its end", lambda: not any(os.path.exists(f"/proc/{pid}") for pid in command))
+            stat = procfs.read_stat(beside)
+            assert stat is not None
+            assert stat.alive, "it is none of the supervisor's"
+            os.kill(beside, signal.SIGKILL)

@@ -283,7 +283,9 @@ trio.run(main)
 
 
 @each_old_build
-async def test_a_supervisor_is_killed_in_mid_launch(build: Build, tmp_path: Path) -> None:
+async def test_a_supervisor_is_killed_in_mid_launch(
+    build: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """nginx serves and ignores USR2, until a successor finds the intermediate and ends it."""
     async with site_of(build, tmp_path) as site:
         with subprocess.Popen(
@@ -295,6 +297,9 @@ async def test_a_supervisor_is_killed_in_mid_launch(build: Build, tmp_path: Path
             supervisor.kill()
         assert find_leftovers((*site.argv, "-g", "daemon off;")) == []
         assert find_leftovers(site.argv[:-1]) == []
+        with monkeypatch.context() as somebody:
+            somebody.setattr(os, "geteuid", lambda: 4711)
+            assert find_leftovers(site.argv) == [], "another user's is neither waited for nor ended"
         ((intermediate, child),) = find_leftovers(site.argv)
         assert child == master
         os.kill(master, signal.SIGUSR2)

@@ -197,3 +197,16 @@ async def test_draining_and_cache_processes(tmp_path: Path) -> None:
             await launched.all_exited()
         launched.close()
     output.close()
+
+
+def test_whose_program_may_be_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A title is not enough: another user has it easily, and so has root in a container."""
+    with subprocess.Popen(["unshare", "--fork", "--pid", "sleep", "600"]) as outer:
+        while not (inside := procfs.children(outer.pid)) or b"sleep" not in procfs.title(inside[0]):
+            time.sleep(0.001)
+        assert procfs.runs_as_we_do(outer.pid)
+        assert not procfs.runs_as_we_do(inside[0])
+        monkeypatch.setattr(os, "geteuid", lambda: 4711)
+        assert not procfs.runs_as_we_do(outer.pid)
+        os.kill(inside[0], signal.SIGKILL)
+    assert not procfs.runs_as_we_do(outer.pid)

@@ -563,6 +563,14 @@ async def test_probes_that_are_new_by_then_begin_anew(autojump_clock: MockClock)
     assert carried(resting, HOME).state == {"home": "up"}
 
 
+async def test_what_had_passed_may_fail_in_another_program_at_once() -> None:
+    scene = Scene(MENDED)
+    scene.see(PASS, generation=OLD, times=2)
+    after = carried(scene, MENDED)
+    after.see(FAIL, generation=OLD, times=MENDED.fall)
+    assert unwell(after) == [OLD]
+
+
 async def test_what_is_no_evidence_is_not_taken(autojump_clock: MockClock) -> None:
     scene = await soaking(HOME)
     data = json.loads(json.dumps(scene.evidence.to_data()))

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import fields
+from typing import Any
 
 import trio
 
 from supervisor.core.errors import OperationFailed
-from supervisor.edges.generation import Generation
-from supervisor.operations import handing_on
+from supervisor.edges.generation import Generation, Role
+from supervisor.edges.handover import Parcel
+from supervisor.operations import handing_on, start
+from supervisor.operations.pidfiles import settle_pid_file
 from supervisor.operations.world import Generations, UpgradeRun, World
 from tests.operations.lab import LIMIT, Lab, lab
 from tools.nginx_cache import Build
@@ -79,3 +84,36 @@ async def hand_over(site: Lab, old: Generation, candidate: Generation) -> None:
     assert again.output is not None
     assert again.output.read_up_to == candidate.output.read_up_to
     assert again.brood() == candidate.brood()
+
+
+async def test_a_bystander_that_leaves_afterwards_is_forgotten(oldest: Build) -> None:
+    """It deletes the pid file, which names the master that stays."""
+    async with lab(oldest) as site:
+        world = site.world
+        first = await site.start()
+        second = await start.relaunch(world, first.program, [first])
+        await settle_pid_file(world, second)
+        first.role, first.bystander = Role.RETIRING, True
+        for one in (first, second):
+            one.look()
+        data = as_received(handing_on.give(world))
+        world.generations = Generations()
+        handing_on.take_over(world, handing_on.read(world, data))
+        os.kill(first.master.pid, signal.SIGQUIT)
+        await site.until(
+            "it is forgotten", lambda: [one.id for one in world.generations] == [second.id]
+        )
+        await site.until("the pid file is back", site.pid_path.exists)
+        assert site.pid_path.read_text().strip() == str(second.master.pid)
+
+
+def as_received(given: Parcel) -> dict[str, Any]:
+    """As in another program: its descriptors are not those of this one's watchers."""
+    data: dict[str, Any] = json.loads(json.dumps(given.data))
+    own = {fd: os.dup(fd) for fd in given.fds}
+    for one in data["generations"]:
+        for process in (one["master"], *one["workers"]):
+            process[1] = own[process[1]]
+        one["output"] = own[one["output"]]
+    data["outputs"] = [[own[fd], read_to] for fd, read_to in data["outputs"]]
+    return data

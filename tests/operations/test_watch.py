@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
+import subprocess
+from dataclasses import replace
 from typing import Any
 
+import pytest
 import trio
 
 from supervisor.edges.generation import Generation
+from supervisor.operations.foreign import note_foreign_master
+from supervisor.operations.reload import learn_reload
 from supervisor.watch import OUTPUT_BACKLOG
 from tests.operations.lab import Lab, lab
 from tools.nginx_cache import Build
@@ -115,3 +121,36 @@ async def test_a_stopped_master_is_told_once_and_again_when_it_goes_on(oldest: B
         await made.until("it goes on", lambda: _events(made, "generation.master_continued"))
         assert len(_events(made, "generation.master_stopped")) == 1
         await made.assert_serves_alone(active)
+
+
+async def test_a_worker_that_runs_another_program_is_no_new_master(
+    oldest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a successor runs is run as root, to be asked: it must be of the master's own user."""
+    async with lab(oldest) as made:
+        active = await made.start()
+        with subprocess.Popen(["sleep", "600"]) as process:
+            brood = replace(active.look(), masters=frozenset({process.pid}))
+            with monkeypatch.context() as somebody:
+                somebody.setattr(os, "geteuid", lambda: 4711)
+                note_foreign_master(made.world, active, brood)
+            assert active.foreign is None
+            note_foreign_master(made.world, active, brood)
+            assert active.foreign is not None
+            assert active.foreign.pid == process.pid
+            process.kill()
+
+
+async def test_a_fault_in_looking_at_a_reload_ends_nothing(
+    oldest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with lab(oldest) as made:
+        active = await made.start()
+
+        async def fails(*_: object) -> None:
+            raise OSError(errno.EIO, "a fault")
+
+        monkeypatch.setattr("supervisor.operations.reload.facts_of_running", fails)
+        await learn_reload(made.world, active)
+        (said,) = _events(made, "operation.bug")
+        assert said["operation"] == "learn_reload"
