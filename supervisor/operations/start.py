@@ -147,7 +147,9 @@ async def _start_from_disk(world: World, leaving: Sequence[Generation]) -> Gener
     world.pid_path = facts.pid_path
     world.lock(facts.pid_path)
     # Of an old master that was killed beside its successor; its number may be given away again.
-    await trio.to_thread.run_sync(pidfile.remove_stale, pidfile.oldbin_path(Path(facts.pid_path)))
+    left = _oldbin_file(facts)
+    if left is not None:
+        await trio.to_thread.run_sync(pidfile.remove_stale, left)
     known = seen.program if seen is not None else None
     program = facts.refresh(known or await _store_program(world, facts))
     listeners = for_successor(world, leaving, facts.config.listens)
@@ -186,6 +188,12 @@ async def _with_holder(failure: OperationFailed, facts: Facts) -> OperationFaile
 
     found = await trio.to_thread.run_sync(who)
     return OperationFailed(failure.reason, failure.detail + found)
+
+
+def _oldbin_file(facts: Facts) -> Path | None:
+    """The oldbin file where there is one: a crash start has no time for a thread for nothing."""
+    path = pidfile.oldbin_path(Path(facts.pid_path))
+    return path if os.path.lexists(path) else None
 
 
 async def _store_program(world: World, facts: Facts) -> Program:
