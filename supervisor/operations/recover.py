@@ -94,7 +94,8 @@ async def _end_leftover_launches(world: World) -> None:
         if process is not None:
             world.log.warning("launch.leftover_ended", pid=intermediate, master=master)
             process.send(signal.SIGKILL)
-            await process.wait_exited()
+            with trio.move_on_after(LEFTOVER_LIMIT):  # one that hangs in the kernel ends later
+                await process.wait_exited()
             process.close()
 
 

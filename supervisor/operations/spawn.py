@@ -36,6 +36,9 @@ FORK_LIMIT = 0.05
 EXEC_LIMIT = 5.0
 """Seconds after which a fork that does not exec is ended, where an upgrade is taken back."""
 
+KILL_LIMIT = 5.0
+"""Seconds that the kernel is given to end such a fork."""
+
 NO_WORKERS_LIMIT = 1.0
 """Seconds for which a master with handlers may be without any worker while it starts."""
 
@@ -162,7 +165,8 @@ async def find_late_candidate(world: World, run: UpgradeRun) -> None:
         process = Process.open(pid)
         if process is not None:
             process.send(signal.SIGKILL)
-            await process.wait_exited()
+            with trio.move_on_after(KILL_LIMIT):  # it hangs in the kernel: it ends when it is back
+                await process.wait_exited()
             process.close()
 
 

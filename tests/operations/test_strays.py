@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+import trio
 
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation
 from supervisor.edges.journal import History
 from supervisor.edges.runtime_state import RuntimeState
-from supervisor.operations import recover
-from tests.operations.lab import Lab, dead, lab
+from supervisor.operations import recover, spawn
+from supervisor.operations.world import UpgradeRun
+from tests.operations.lab import LIMIT, Lab, dead, lab
 from tools.nginx_cache import Build
 
 SCRIPT = """\
@@ -102,3 +104,26 @@ async def test_a_worker_whose_program_may_not_be_read(
             adopted.workers.pop(unseen).close()
             assert made.world.find_strays(adopted) == [unseen]
             assert not set(subshells) & set(adopted.workers)
+
+
+async def test_a_fork_that_survives_its_kill_holds_no_rollback_up(
+    oldest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that reads its program from a file server that is gone ends when that is back."""
+    async with lab(oldest) as made:
+        await made.start()
+        run = UpgradeRun(id="u1", usr2_sent=True)
+
+        async def never(*_: object) -> None:
+            await trio.sleep_forever()
+
+        with subprocess.Popen(["sleep", "600"]) as fork:
+            monkeypatch.setattr(spawn, "_await_candidate", never)
+            monkeypatch.setattr(spawn, "_forks", lambda *_: [fork.pid])
+            monkeypatch.setattr(spawn, "EXEC_LIMIT", 0.01)
+            monkeypatch.setattr(spawn, "KILL_LIMIT", 0.01)
+            monkeypatch.setattr("supervisor.operations.spawn.Process.wait_exited", never)
+            with trio.fail_after(LIMIT):
+                await spawn.find_late_candidate(made.world, run)
+            monkeypatch.undo()
+            await made.until("its end", lambda: not procfs.is_alive(fork.pid))
