@@ -319,10 +319,10 @@ class NginxEffects:
 
         Raises KeyError, TypeError or ValueError where `data` is no such thing.
         """
-        left = {int(one): max(0.0, float(left) - age) for one, left in data["drains"]}
+        self._looked, self._cold = True, False  # so much is known whatever the data say
+        self._drain_left = {int(one): max(0.0, float(left) - age) for one, left in data["drains"]}
         self.starts, self._cold = int(data["starts"]), bool(data["cold"])
         self._told_ready = bool(data["told_ready"])
-        self._drain_left, self._looked = left, True
         if self._told_ready:
             self._notifier.ready("the supervisor was replaced")
         self._remember_masters()

@@ -95,8 +95,7 @@ def take_over(hand_over: HandOver, estate: Estate) -> tuple[Action, ...]:
         return _look_around(given, estate, problem)
     handing_on.take_over(estate.world, handed)
     estate.world.held.inherit(given.pop(HELD, Parcel()).fds)
-    _take_evidence(given["evidence"], hand_over, estate)
-    estate.effects.from_data(given["effects"].fields, age=hand_over.age)
+    take_what_can_be(given, hand_over, estate)
     if isinstance(given["log"].data, list):
         estate.tap.put_before(given["log"].data)
     _take_self(given["supervisor"].fields, estate)
@@ -133,13 +132,22 @@ def _look_around(given: Mapping[str, Parcel], estate: Estate, problem: str) -> t
     return (Run(operation=Operation.RECOVER),)
 
 
-def _take_evidence(parcel: Parcel, hand_over: HandOver, estate: Estate) -> None:
-    """What the probes saw; where it cannot be understood they begin anew, in the same windows."""
-    try:
-        at = trio.current_time() - hand_over.age
-        estate.evidence.from_data(parcel.fields, at=at)
-    except _BROKEN as exc:
-        estate.world.log.warning("supervisor.evidence_begins_anew", detail=repr(exc))
+def take_what_can_be(given: Mapping[str, Parcel], hand_over: HandOver, estate: Estate) -> None:
+    """What the probes saw and what the effects count; nginx is held by now, and nothing fails here.
+
+    What cannot be understood begins anew: the probes in the same windows, the drains with all of
+    their time.
+    """
+    at = trio.current_time() - hand_over.age
+    parts: Mapping[str, Callable[[], None]] = {
+        "evidence": lambda: estate.evidence.from_data(given["evidence"].fields, at=at),
+        "effects": lambda: estate.effects.from_data(given["effects"].fields, age=hand_over.age),
+    }
+    for name, take in parts.items():
+        try:
+            take()
+        except _BROKEN as exc:
+            estate.world.log.warning("supervisor.part_begins_anew", part=name, detail=repr(exc))
 
 
 def _take_self(data: Mapping[str, Any], estate: Estate) -> None:

@@ -224,6 +224,7 @@ class ChildKind(Enum):
     DRAINING = "draining"
     CACHE = "cache"  # cache manager or loader: accepts nothing
     MASTER = "master"  # a new master: it has exec'd
+    STRANGER = "stranger"  # has exec'd as another user: no master, whatever it shows
     DEAD = "dead"
 
 
@@ -233,7 +234,8 @@ def classify(pid: int, start: int | None = None) -> ChildKind:
     if stat is None or not stat.alive or (start is not None and stat.start != start):
         return ChildKind.DEAD
     if stat.has_execed:
-        return ChildKind.MASTER
+        # A worker that was broken into can exec what it likes; what a master runs, we run as well.
+        return ChildKind.MASTER if runs_as_we_do(pid) else ChildKind.STRANGER
     shown = title(pid)
     if _WORKER in shown:
         return ChildKind.DRAINING if _LEAVING in shown else ChildKind.ACCEPTING
@@ -264,7 +266,7 @@ class Brood:
 
 
 def brood_of(pids: Iterable[int], starts: Mapping[int, int] | None = None) -> Brood:
-    """`pids`, which are or were children of one master, by kind; the dead ones left out.
+    """`pids`, which are or were children of one master, by kind; dead ones and strangers left out.
 
     `starts` says when those began that may have been given away again.
     """

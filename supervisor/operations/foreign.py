@@ -46,9 +46,6 @@ def note_foreign_master(world: World, generation: Generation, brood: procfs.Broo
         process = Process.open(pid)
         if process is None:
             continue
-        if not procfs.runs_as_we_do(pid):
-            process.close()  # a worker that has exec'd: its user's program is never run as ours
-            continue
         generation.foreign = process
         detail = foreign_text(generation.master.pid, pid)
         world.log.warning("generation.foreign_upgrade", generation=name, pid=pid, detail=detail)
@@ -95,11 +92,11 @@ def expect_no_foreign_upgrade(generation: Generation, what: str) -> None:
         raise Refusal("foreign_upgrade", f"cannot {what}: {detail}")
 
 
-def expect_no_other_master(old: Generation) -> None:
+def expect_no_other_master(old: Generation, what: str) -> None:
     """Raise OperationFailed `foreign_upgrade` where `old` has a new master at this moment."""
     if masters := procfs.brood_of(procfs.children(old.master.pid)).masters:
         detail = foreign_text(old.master.pid, min(masters))
-        raise OperationFailed("foreign_upgrade", f"cannot upgrade: {detail}")
+        raise OperationFailed("foreign_upgrade", f"cannot {what}: {detail}")
 
 
 async def take_in_foreign(world: World) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from pathlib import Path
 
 import trio
 
+from supervisor.core.errors import SupervisorError
 from supervisor.edges import pidfile, procfs
 from supervisor.edges.generation import Generation
 from supervisor.operations.world import World
@@ -37,6 +39,19 @@ async def restore_lost_pid_file(world: World, generation: Generation) -> None:
     upgrading = procfs.brood_of(procfs.children(master.pid)).masters
     if not upgrading and pidfile.verify(path, master) in _LOST:
         await settle_pid_file(world, generation)
+
+
+async def tidy(world: World, event: str, work: Awaitable[None]) -> str:
+    """Do what nothing may fail over, since somebody serves; what kept it from being done.
+
+    Logged as an error named `event`; the text is empty where all went well.
+    """
+    try:
+        await work
+    except SupervisorError as exc:
+        world.log.error(event, reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
+        return exc.detail
+    return ""
 
 
 async def remove_stale(path: str) -> None:

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Awaitable
 from dataclasses import dataclass, field, replace
 
 import trio
 
-from supervisor.core.errors import OperationFailed, SupervisorError
+from supervisor.core.errors import OperationFailed
 from supervisor.core.rollback import MOST_HUPS, MOST_RELAUNCHES, Limits, Step, View, next_step
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Role
 from supervisor.edges.pulse import Pulse
 from supervisor.operations import spawn
-from supervisor.operations.pidfiles import remove_leftovers, settle_pid_file
+from supervisor.operations.pidfiles import remove_leftovers, settle_pid_file, tidy
 from supervisor.operations.restore import put_previous_back
 from supervisor.operations.shift import Nudge
 from supervisor.operations.start import relaunch
 from supervisor.operations.world import POLL, UpgradeRun, World
+
+_LEFT_OVER = "rollback.left_over"
 
 TITLES_SETTLE = 0.05
 """Seconds after which all workers that were told to leave by one WINCH say so in their titles."""
@@ -120,7 +121,7 @@ async def _step_by_step(
             continue
         if step is Step.RELOAD_OLD or (step is Step.HUP_OLD and not view.candidate_alive):
             # The old master reads its configuration: as it was, without the private listener.
-            await _tidy(world, _restore_include(world, run))
+            await tidy(world, _LEFT_OVER, _restore_include(world, run))
         _carry_out(step, old, candidate, progress)
 
 
@@ -295,24 +296,14 @@ async def _finish(
     """Files as they were before: pid file, binary and modules, the probe listener's include."""
     if candidate is not None:
         world.generations.drop(candidate)
-    notes = [await _tidy(world, _restore_include(world, run))]
+    notes = [await tidy(world, _LEFT_OVER, _restore_include(world, run))]
     # Before the small files: a cold start must never find the rejected binary.
     notes.append(await put_previous_back(world, run))
-    notes.append(await _tidy(world, settle_pid_file(world, old)))
+    notes.append(await tidy(world, _LEFT_OVER, settle_pid_file(world, old)))
     gone = old if candidate is None else candidate
-    notes.append(await _tidy(world, remove_leftovers(world, gone, old)))
+    notes.append(await tidy(world, _LEFT_OVER, remove_leftovers(world, gone, old)))
     old.role = Role.ACTIVE
     return "; ".join(filter(None, notes))
-
-
-async def _tidy(world: World, work: Awaitable[None]) -> str:
-    """Do what a rollback must not fail over: the old generation serves; what kept it from it."""
-    try:
-        await work
-    except SupervisorError as exc:
-        world.log.error("rollback.left_over", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
-        return exc.detail
-    return ""
 
 
 async def _restore_include(world: World, run: UpgradeRun) -> None:

@@ -12,27 +12,30 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import trio
 
-from supervisor.core.errors import OperationFailed, Refusal, SupervisorError
+from supervisor.core.errors import OperationFailed, Refusal
 from supervisor.core.events import Succeeded
 from supervisor.core.nginx_listen import AddressKind
-from supervisor.edges import cgroup, procfs
+from supervisor.edges import cgroup
 from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.placing import sha256_of
 from supervisor.edges.sockets import held_by
 from supervisor.edges.store import Origin
 from supervisor.operations.facts import Facts, environment, facts_on_disk, read_facts, settings_argv
+from supervisor.operations.foreign import expect_no_other_master
 from supervisor.operations.keeping import secure
 from supervisor.operations.listeners import for_successor, hold
-from supervisor.operations.pidfiles import remove_leftovers, remove_stale, settle_pid_file
+from supervisor.operations.pidfiles import remove_leftovers, remove_stale, settle_pid_file, tidy
 from supervisor.operations.restore import put_back
 from supervisor.operations.start import launch
 from supervisor.operations.world import World
+
+_LEFT_OVER = "take_over.left_over"
 
 KILL_LIMIT = 5.0
 """Seconds that the kernel is given to end the old master."""
@@ -48,12 +51,7 @@ async def take_over(world: World) -> Succeeded:
     old = world.active
     if old is None or not old.alive:
         raise OperationFailed("active_exited", "cannot take over: the master is gone")
-    if procfs.brood_of(procfs.children(old.master.pid)).masters:
-        raise Refusal(
-            "foreign_upgrade",
-            f"cannot take over: somebody else upgrades master {old.master.pid} at this moment (it "
-            "has a new master as its child); see that to its end, then try again",
-        )
+    expect_no_other_master(old, "take over")
     note = await _put_running_on_disk(world, old)
     facts = await facts_on_disk(world)
     await trio.to_thread.run_sync(_expect_sockets_kept, old, facts)
@@ -62,7 +60,7 @@ async def take_over(world: World) -> Succeeded:
         new = await _launch(world, old, facts)
     except BaseException:
         with trio.CancelScope(shield=True):
-            await _tidy(world, _put_pid_file_right(world, old, facts.pid_path))
+            await tidy(world, _LEFT_OVER, _put_pid_file_right(world, old, facts.pid_path))
         raise
     old.role = Role.RETIRING  # no checkpoint since the new one was taken in
     with trio.CancelScope(shield=True):
@@ -70,8 +68,8 @@ async def take_over(world: World) -> Succeeded:
         world.pid_path = facts.pid_path
         hold(world, new)
         left = [
-            await _tidy(world, settle_pid_file(world, new)),
-            await _tidy(world, remove_leftovers(world, old, new)),
+            await tidy(world, _LEFT_OVER, settle_pid_file(world, new)),
+            await tidy(world, _LEFT_OVER, remove_leftovers(world, old, new)),
         ]
     text = f"master {new.master.pid} has taken nginx over from {old.master.pid}"
     return Succeeded(
@@ -86,16 +84,6 @@ async def _put_pid_file_right(world: World, old: Generation, path: str) -> None:
         await settle_pid_file(world, old)
     if path != (old.program.pid_path or world.pid_path):
         await remove_stale(path)
-
-
-async def _tidy(world: World, work: Awaitable[None]) -> str:
-    """Do what a take-over must not fail over, since somebody serves; what kept it from it."""
-    try:
-        await work
-    except SupervisorError as exc:
-        world.log.error("take_over.left_over", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours
-        return exc.detail
-    return ""
 
 
 async def _put_running_on_disk(world: World, old: Generation) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.harness import checks, site, supervised
 from tests.e2e.harness.bare import until
+from tests.e2e.harness.disk import small_disk
 from tests.e2e.harness.site import Options, put, sha256
 from tests.e2e.harness.supervised import Supervised
 from tests.e2e.test_package_replacement import kill_everything
@@ -179,12 +179,8 @@ def test_what_runs_is_stored_before_an_upgrade(oldest: Build, newest: Build) -> 
         versions = one.folder / "state" / "versions"
         versions.mkdir(parents=True)
         versions.parent.chmod(0o700)
-        mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", versions]
-        subprocess.run(mount, check=True)
-        try:
+        with small_disk(versions, kilobytes=64):
             nginx.start()
-        finally:
-            subprocess.run(["umount", versions], check=True)
         assert "store.not_written" in events(nginx)
         assert nginx.ctl("upgrade", candidate(newest, "status_500")).code == 4
         checks.assert_settled(nginx, oldest, sha256(oldest.path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.harness import checks, site, supervised
+from tests.e2e.harness.disk import small_disk
 from tests.e2e.harness.site import Options
 from tests.e2e.harness.supervised import Supervised
 from tests.e2e.test_package_replacement import (
@@ -35,12 +35,8 @@ def without_a_store(build: Build, how: str) -> Iterator[Supervised]:
         if how == "the disk was full":
             versions.mkdir(parents=True)
             versions.parent.chmod(0o700)
-            mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", versions]
-            subprocess.run(mount, check=True)
-            try:
+            with small_disk(versions, kilobytes=64):
                 nginx.start()
-            finally:
-                subprocess.run(["umount", versions], check=True)
             assert not any(versions.iterdir())
         else:
             nginx.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,9 @@ from supervisor.core import commands
 from supervisor.core.actions import Action, Operation
 from supervisor.core.events import CandidateHealthy, Succeeded
 from supervisor.core.model import Phase
+from supervisor.edges.handover import HandOver, Parcel
 from supervisor.engine import Engine
+from supervisor.inheritance import take_what_can_be
 from supervisor.waiters import Reply
 from tests.engine.conftest import FRESH, Running, engine_with
 from tests.fakes import FakeEffects, Held
@@ -162,3 +165,25 @@ async def test_quiet_is_only_when_nothing_is_under_way(autojump_clock: MockClock
         count = len(asked)
         await one.tell(CandidateHealthy())
         assert len(asked) == count  # it was told enough
+
+
+@pytest.mark.parametrize("broken", ["evidence", "effects"])
+async def test_a_part_that_cannot_be_understood_begins_anew(broken: str) -> None:
+    """nginx is held by then: there is no way back to looking around for it."""
+    taken: list[str] = []
+    log = LogCapture()
+
+    def part(name: str) -> Any:
+        def from_data(_data: object, **_times: float) -> None:
+            if name == broken:
+                raise KeyError("a key of tomorrow")
+            taken.append(name)
+
+        return SimpleNamespace(from_data=from_data)
+
+    world = SimpleNamespace(log=structlog.wrap_logger(None, processors=[log]))
+    estate: Any = SimpleNamespace(evidence=part("evidence"), effects=part("effects"), world=world)
+    take_what_can_be({name: Parcel() for name in ("evidence", "effects")}, HandOver(), estate)
+    assert [name for name in ("evidence", "effects") if name != broken] == taken
+    (told,) = log.entries
+    assert (told["event"], told["part"]) == ("supervisor.part_begins_anew", broken)

@@ -7,12 +7,12 @@ import os
 import signal
 import socket
 import subprocess
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import trio
 
+from supervisor.edges import procfs
 from supervisor.edges.generation import Generation
 from supervisor.operations.foreign import note_foreign_master
 from supervisor.operations.reload import learn_reload
@@ -130,11 +130,15 @@ async def test_a_worker_that_runs_another_program_is_no_new_master(
     async with lab(oldest) as made:
         active = await made.start()
         with subprocess.Popen(["sleep", "600"]) as process:
-            brood = replace(active.look(), masters=frozenset({process.pid}))
             with monkeypatch.context() as somebody:
                 somebody.setattr(os, "geteuid", lambda: 4711)
+                assert procfs.classify(process.pid) is procfs.ChildKind.STRANGER
+                brood = procfs.brood_of([process.pid])
+                assert brood == procfs.brood_of([])
                 note_foreign_master(made.world, active, brood)
             assert active.foreign is None
+            brood = procfs.brood_of([process.pid])
+            assert brood.masters == {process.pid}
             note_foreign_master(made.world, active, brood)
             assert active.foreign is not None
             assert active.foreign.pid == process.pid

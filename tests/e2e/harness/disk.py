@@ -52,9 +52,9 @@ def build_shim(folder: Path) -> Path:
 
 
 @contextmanager
-def small_disk(folder: Path, *, megabytes: int = 24) -> Iterator[None]:
+def small_disk(folder: Path, *, kilobytes: int = 24 * 1024) -> Iterator[None]:
     """A file system of its own in `folder`, which is empty again afterwards; as root."""
-    options = f"size={megabytes}m,mode=0700"
+    options = f"size={kilobytes}k,mode=0700"
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
     try:
         yield
