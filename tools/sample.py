@@ -32,7 +32,7 @@ BAD: dict[str, tuple[str, dict[str, int | str]]] = {
 
 def hints(one: Site) -> str:
     """What to try in another terminal."""
-    later = builds()[-1]
+    later, master = builds()[-1], f"$(cat {one.pid_path})"
     lines = [
         f"The site: {one.url}/        (its folder: {one.folder})",
         "In another terminal:",
@@ -58,6 +58,13 @@ def hints(one: Site) -> str:
         "supervisor, which is started here as a service manager would, finds what is:",
         "",
         f"  kill -9 $(cat {one.folder / PID_FILE})",
+        "  nginxctl adopt --take-over    # nginx is its child again, and nobody was refused",
+        "  nginxctl self-upgrade         # the supervisor by itself, with all that it knows",
+        "",
+        "Kill nginx and all of its workers: its listeners are held, so that the next request waits",
+        "for the few milliseconds that a start takes:",
+        "",
+        f"  kill -9 {master} $(pgrep -P {master}); curl {one.url}/version",
         "",
         "Ctrl-C here ends it all.",
         "",

@@ -103,7 +103,8 @@ def status(found: Fields) -> Iterator[str]:
     if held.get("available"):
         addresses = held.get("addresses")
         names = "  ".join(text(one) for one in addresses) if isinstance(addresses, list) else ""
-        yield _row("held", f"{text(held.get('count', 0))} listeners  {names}".rstrip())
+        noun = "listener" if held.get("count") == 1 else "listeners"
+        yield _row("held", f"{text(held.get('count', 0))} {noun}  {names}".rstrip())
     for probe in _each(found.get("probes")):
         since = f"  since {moment(probe['since'])}" if probe.get("since") else ""
         yield _row("probe", _words(probe, "name", "type", "state", "generation", "detail") + since)
