@@ -89,5 +89,5 @@ def _refusal(command: list[str], cause: str) -> Refusal:
     return Refusal(
         "self_check_failed",
         f"cannot replace the supervisor by what is on disk now: `{' '.join(command)}`: {cause}; "
-        "mend the installation or the configuration and try again",
+        "mend the installation or the configuration and try again, nothing was changed",
     )
