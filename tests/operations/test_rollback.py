@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,15 @@ from tests.operations.lab import LIMIT, QUICK, Lab, dead, freeze, freeze_now, la
 from tools.nginx_builds import candidate
 from tools.nginx_cache import Build
 
+PATIENT = replace(QUICK, react=LIMIT)
+"""For what does react, however busy the machine is: no harsher step comes in between."""
+
 
 async def test_before_the_shift_no_hup_is_sent(old_build: Build, newest: Build) -> None:
     async with lab(old_build) as made:
         await made.start()
         old, new = await made.to_canary(newest.path, newest.version)
-        done = await made.roll_back()
+        done = await made.roll_back(PATIENT)
         assert done.relaunched is None
         assert made.steps() == ["quit_candidate"]
         assert not new.alive
@@ -40,7 +44,7 @@ async def test_after_the_shift_hup_is_sent_once(old_build: Build, newest: Build)
     async with lab(old_build) as made:
         await made.start()
         old, _ = await made.to_soak(newest.path, newest.version)
-        await made.roll_back()
+        await made.roll_back(PATIENT)
         assert made.steps() == ["hup_old", "quit_candidate"]
         await made.assert_serves_alone(old)
 
@@ -218,7 +222,7 @@ async def test_a_double_set_of_workers_is_reduced(old_build: Build, newest: Buil
                     len(procfs.brood_of(procfs.children(old.master.pid)).accepting) == count
                 ),
             )
-        await made.roll_back()
+        await made.roll_back(PATIENT)
         assert made.steps() == ["quit_candidate", "reload_old"]
         await made.assert_serves_alone(old)
 
@@ -233,7 +237,7 @@ async def test_stopped_candidate(old_build: Build, newest: Build, *, shifted: bo
         go = made.to_soak if shifted else made.to_canary
         old, new = await go(newest.path, newest.version)
         await freeze(new.master.pid)
-        await made.roll_back()
+        await made.roll_back(PATIENT)
         assert made.steps()[-2:] == ["quit_workers", "kill_candidate"]
         await made.assert_serves_alone(old)
 
