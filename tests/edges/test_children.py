@@ -35,12 +35,15 @@ async def test_they_are_ended_with_their_groups_and_reaped() -> None:
         assert group.stdout is not None
         inner = int(group.stdout.readline())
         os.waitid(os.P_PID, over.pid, os.WEXITED | os.WNOWAIT)
-        with trio.fail_after(10):
-            await children.end([simple.pid, group.pid, over.pid, 1])
-        for one in (simple, group, over):
-            assert not os.path.exists(f"/proc/{one.pid}")
-        stat = procfs.read_stat(inner)
-        assert stat is None or not stat.alive
+        inner_end = os.pidfd_open(inner)
+        try:
+            with trio.fail_after(10):
+                await children.end([simple.pid, group.pid, over.pid, 1])
+                for one in (simple, group, over):
+                    assert not os.path.exists(f"/proc/{one.pid}")
+                await trio.lowlevel.wait_readable(inner_end)  # killed, by nobody's child reaped
+        finally:
+            os.close(inner_end)
         stat = procfs.read_stat(other.pid)
         assert stat is not None
         assert stat.alive
