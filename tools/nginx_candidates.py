@@ -24,7 +24,7 @@ from tools.nginx_cache import Build, BuildsError, cache_folder
 SOURCES = Path(__file__).resolve().parent.parent / "tests" / "nginx"
 COMPILE = ("-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror")
 # Empty stubs since glibc 2.34; needed on older systems.
-LIBRARIES = ("-ldl", "-lrt")
+LIBRARIES = ("-ldl", "-lrt", "-lpthread")
 
 TRUNCATED_BYTES = 64 * 1024
 # Part of the path of those that are made from the file alone: raise it when one of them changes.
@@ -55,15 +55,24 @@ COMPILED: dict[str, Kind] = {
     "hang": _kind("hangs before its pid file; only KILL helps"),
     "slow_start": _kind("takes its time to start, then is well", delay_ms=3000),
     "stop_after": _kind("the master stops itself by SIGSTOP", delay_ms=1500),
-    "spin_master": _kind("the master no longer acts on signals", delay_ms=300),
+    "spin_master": _kind("the master no longer acts on signals", delay_ms=300, burns=0),
     "deaf_master": _kind("the master ignores QUIT, WINCH, TERM", delay_ms=0, obeys_term=0),
     "workers_fatal": _kind("workers exit with code 2 in their start"),
     "workers_exit": _kind("workers exit again and again", delay_ms=50, code=1),
     "workers_crash": _kind("workers die by a signal again and again", delay_ms=50, signal=11),
     "worker_crash_once": _kind("one worker dies by a signal once", delay_ms=50, signal=11),
     "leaky_workers": _kind("workers grow", delay_ms=0, mb_per_second=50, limit_mb=200),
+    "leaky_descriptors": _kind("workers open descriptors", delay_ms=0, per_second=200, limit=2000),
+    "burn_cpu": _kind("a thread in one worker spins", delay_ms=0),
+    "cache_manager_crash": _kind(
+        "the cache manager dies by a signal again and again", delay_ms=0, every_ms=200, signal=11
+    ),
+    "workers_leave": _kind(
+        "one worker after the other ends, untold", delay_ms=0, every_ms=2000, code=0
+    ),
     "alerting": _kind("workers write [alert] lines", delay_ms=50),
     "hang_workers": _kind("workers never answer; only KILL helps", delay_ms=0),
+    "hang_one_worker": _kind("one worker never answers again", delay_ms=0),
     "silent_listeners": _kind("listeners connect but never answer", where="everywhere"),
     "refuse_new_listeners": _kind("a listener that it opens itself refuses connections"),
     "reset_connections": _kind("connections are reset", delay_ms=0, where="everywhere"),

@@ -68,6 +68,21 @@ in_worker(void)
     return armed && getpid() != master;
 }
 
+/*
+ * Whether this is a worker and no cache process, by nginx's own ngx_process: 3 is a worker's. The
+ * variable is exported, since dynamic modules read it.
+ */
+HELPER int
+serves(void)
+{
+    unsigned long *process = dlsym(RTLD_DEFAULT, "ngx_process");
+
+    if (process == NULL) {
+        abort();
+    }
+    return *process == 3;
+}
+
 HELPER int
 is_due(void)
 {

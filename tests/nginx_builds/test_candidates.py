@@ -61,6 +61,11 @@ def shift(site: Site, new: int) -> None:
     until(lambda: site.children(site.old) == [new])
 
 
+def cpu_ticks(pid: int) -> int:
+    """The processor time of all threads so far, in user mode."""
+    return int(stat(pid)[11])
+
+
 @both
 def test_good(site: Site, build: Build) -> None:
     new = upgrade(site, build, "good")
@@ -127,6 +132,14 @@ def test_spin_master(site: Site, build: Build) -> None:
     time.sleep(A_WHILE)
     assert is_alive(new)
     assert len(site.children(new)) == 2
+
+
+@both
+def test_spin_master_burns(site: Site, build: Build) -> None:
+    new = upgrade(site, build, "spin_master", delay_ms=DELAY_MS, burns=1)
+    site.until_ready(new)
+    until(lambda: cpu_ticks(new) > 20)
+    assert site.get(site.private) == OK
 
 
 @both
@@ -200,6 +213,47 @@ def test_leaky_workers(site: Site, build: Build) -> None:
 
 
 @both
+def test_leaky_descriptors(site: Site, build: Build) -> None:
+    new = upgrade(site, build, "leaky_descriptors", per_second=500, limit=100)
+    site.until_ready(new)
+    workers = site.children(new)
+    until(lambda: all(len(os.listdir(f"/proc/{pid}/fd")) > 100 for pid in workers))
+    assert site.get(site.private) == OK
+
+
+@both
+def test_burn_cpu(site: Site, build: Build) -> None:
+    new = upgrade(site, build, "burn_cpu")
+    site.until_ready(new)
+    until(lambda: sorted(cpu_ticks(pid) > 10 for pid in site.children(new)) == [False, True])
+    assert site.get(site.private) == OK
+    os.kill(new, signal.SIGQUIT)
+    site.until_rolled_back(new)
+
+
+@both
+def test_cache_manager_crash(site: Site, build: Build) -> None:
+    cold_start(site, build, "cache_manager_crash", every_ms=30)
+    cached = f"sendfile on; proxy_cache_path {site.folder}/cache keys_zone=z:1m;"
+    text = site.configuration.read_text().replace("sendfile on;", cached)
+    site.configuration.write_text(text)
+    new = site.upgrade()
+    died = r"cache manager process \d+ exited on signal 11"
+    until(lambda: len(re.findall(died, site.log())) >= 3)
+    assert not re.search(r"(worker|cache loader) process \d+ exited on", site.log())
+    assert site.pid() == new
+    assert site.get(site.private) == OK
+
+
+@both
+def test_workers_leave(site: Site, build: Build) -> None:
+    new = upgrade(site, build, "workers_leave", every_ms=100)
+    until(lambda: site.log().count("exited with code 0") >= 4)
+    assert "signal 11" not in site.log()
+    assert site.pid() == new
+
+
+@both
 def test_alerting(site: Site, build: Build) -> None:
     new = upgrade(site, build, "alerting")
     site.until_ready(new)
@@ -228,6 +282,23 @@ def test_hang_workers_later(site: Site, build: Build) -> None:
     time.sleep(0.5)
     with pytest.raises(TimeoutError):
         site.get(site.private, timeout=A_WHILE)
+
+
+@both
+def test_hang_one_worker(site: Site, build: Build) -> None:
+    new = upgrade(site, build, "hang_one_worker", delay_ms=DELAY_MS)
+    site.until_ready(new)
+    time.sleep(2 * DELAY_MS / 1000)
+    # Each worker has a queue of its own: connections are spread over both, and one answers no more.
+    answers = set()
+    for _ in range(40):
+        try:
+            answers.add(site.get(site.private, timeout=A_WHILE).status)
+        except TimeoutError:
+            answers.add(0)
+        if answers == {200, 0}:
+            break
+    assert answers == {200, 0}
 
 
 @both
