@@ -1,14 +1,14 @@
 """Turns what is seen into what the machine must know: healthy, or a trigger with its reason.
 
 Owns the aim of the probes and the judge of the running upgrade. Decisions are in
-`supervisor.core.policy`; here observations and sightings are brought to them.
+`supervisor.core.judge` and `supervisor.core.triggers`; here observations, sightings and signals are
+brought to them.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -16,10 +16,14 @@ import trio
 from supervisor.core.actions import Watch
 from supervisor.core.errors import OperationFailed
 from supervisor.core.events import CandidateHealthy, Event, ProbeFailed, Triggered
+from supervisor.core.health import HealthState
+from supervisor.core.judge import SETTLE, Criterion, Judge
 from supervisor.core.observation import Observation, Outcome
-from supervisor.core.policy import SETTLE, Criterion, Health, HealthState, Judge
 from supervisor.core.probe_settings import OnFailure
+from supervisor.core.seen import Seen
 from supervisor.core.server_blocks import why_not_traceable
+from supervisor.core.signals import ProcessEnded, ProcessKind, Signal
+from supervisor.core.triggers import Case, weigh
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation
 from supervisor.edges.linux import UNKNOWN_EXIT
@@ -27,6 +31,7 @@ from supervisor.edges.probe_finding import Owner
 from supervisor.edges.probe_listener import Sharing
 from supervisor.edges.probes import Aim, Prober
 from supervisor.operations.world import World
+from supervisor.probe_board import Board
 from supervisor.watch import Counted, Sighting, WorkerExited
 
 if TYPE_CHECKING:
@@ -45,6 +50,13 @@ BASELINE_LOOKS = 2
 """How often a probe is asked before an upgrade until it passes."""
 
 
+def _ended(gone: WorkerExited) -> ProcessEnded:
+    return ProcessEnded(
+        generation=gone.generation, pid=gone.pid, kind=ProcessKind.WORKER, code=gone.status.code,
+        signal=gone.status.signal, draining=gone.draining, at=gone.at,
+    )  # fmt: skip
+
+
 class Evidence:
     """Everything that is seen arrives here, in the one thread of the supervisor."""
 
@@ -58,7 +70,8 @@ class Evidence:
         revive: Callable[[], None] = lambda: None,
     ) -> None:
         self._world = world
-        self._probes = {probe.name: probe for probe in probes}
+        self._board = Board(probes)
+        self._seen = Seen()
         self._prober = prober
         self._post = post
         self._progress = progress
@@ -76,14 +89,8 @@ class Evidence:
         self._revived_at = -math.inf
         self._told_healthy = False
         self._told_trigger = False
-        self._health: dict[str, Health] = {}
-        self._since: dict[str, str] = {}
-        self._detail: dict[str, str] = {}
-        self._generation: dict[str, int | None] = {}
-        self._heard_at: dict[str, float] = {}
         self._passed: dict[str, int] = {}  # the generation with which each probe was up
         self._memory: tuple[Mapping[str, Any], float] | None = None  # of a predecessor's judge
-        self._forget()
 
     # --- aiming -----------------------------------------------------------------------------
 
@@ -106,10 +113,11 @@ class Evidence:
         else:
             self._dismiss_judge()
             self._prober.pause()
-            self._forget()
+            self._board.forget()
 
     def _dismiss_judge(self) -> None:
         self._judge = None
+        self._seen.keep_only({one.id for one in self._world.generations})
         postponed, self._postponed = self._postponed, None
         if postponed is not None:
             postponed()
@@ -126,28 +134,9 @@ class Evidence:
         take()
         return True
 
-    def _forget(self) -> None:
-        """What was seen is of an nginx that is gone: `status` must not show it as news."""
-        self._health = {name: Health() for name in self._probes}
-        self._since = dict.fromkeys(self._probes, "")
-        self._detail = dict.fromkeys(self._probes, "")
-        self._generation = dict.fromkeys(self._probes)
-        self._heard_at = {}
-
     def reconfigure(self, probes: tuple[ProbeSettings, ...]) -> None:
         """Other probes from now on; what was seen stays with a probe that is as it was."""
-        before, self._probes = self._probes, {probe.name: probe for probe in probes}
-        same = {name for name, probe in self._probes.items() if before.get(name) == probe}
-        old_health, old_since, old_detail = self._health, self._since, self._detail
-        old_generation, old_heard_at = self._generation, self._heard_at
-        self._forget()
-        for name in same:
-            self._health[name] = old_health[name]
-            self._since[name] = old_since[name]
-            self._detail[name] = old_detail[name]
-            self._generation[name] = old_generation[name]
-        self._heard_at = {name: at for name, at in old_heard_at.items() if name in same}
-        self._up_before &= same
+        self._up_before &= self._board.reconfigure(probes)
 
     async def baseline(self) -> None:
         """Remember which probes pass before the upgrade: only those can condemn the candidate.
@@ -156,36 +145,34 @@ class Evidence:
         is down is not waited for. A silent one is given its timeout.
         """
         self.not_observed = ""
-        asked = {name for name, one in self._health.items() if one.state is not HealthState.DOWN}
+        rows = self._board.rows
+        asked = {n for n, one in rows.items() if one.health.state is not HealthState.DOWN}
         for _ in range(BASELINE_LOOKS):
             await self._ask_now(asked)
-            asked = {name for name in self._known(asked) if not self._passes(name)}
-        self._up_before = frozenset(name for name in self._probes if self._passes(name))
-        for name in self._probes.keys() - self._up_before:
+            asked = {name for name in self._known(asked) if not self._board.passes(name)}
+        self._up_before = frozenset(name for name in self._board.probes if self._board.passes(name))
+        for name in self._board.probes.keys() - self._up_before:
             self._world.log.warning(
                 "probe.cannot_judge", probe=name,
-                detail=f"it does not pass before the upgrade: {self._detail[name] or 'no answer'}",
+                detail="it does not pass before the upgrade: "
+                f"{self._board.rows[name].detail or 'no answer'}",
             )  # fmt: skip
 
     async def _ask_now(self, names: set[str]) -> None:
         began = trio.current_time()
         self._prober.ask(names)
         await self._hear(
-            names, lambda: any(self._heard_at.get(one, 0.0) <= began for one in self._known(names))
+            names,
+            lambda: not all(self._board.heard_since(one, began) for one in self._known(names)),
         )
 
     def _known(self, names: set[str]) -> set[str]:
         """Those of `names` that are still configured."""
-        return names & self._probes.keys()
-
-    def _passes(self, name: str) -> bool:
-        """Whether it is up, or on the way there, and its last answer was a pass."""
-        health = self._health[name]
-        return health.passes > 0 and health.state is not HealthState.DOWN
+        return names & self._board.probes.keys()
 
     async def _hear(self, names: Iterable[str], silent: Callable[[], bool]) -> None:
         """Return when `silent()` is over, at most a while after the longest timeout of `names`."""
-        longest = max((self._probes[name].timeout for name in names), default=SETTLE)
+        longest = max((self._board.probes[name].timeout for name in names), default=SETTLE)
         with trio.move_on_after(longest + GRACE):
             while silent():
                 await self._heard.wait()
@@ -198,7 +185,7 @@ class Evidence:
         unjudged, self._unjudged = self._unjudged, []
         if self._memory is None:
             why_not = why_not_traceable if run.port is None else self._world.listener.why_not
-            reasons = ((name, why_not(probe)) for name, probe in self._probes.items())
+            reasons = ((name, why_not(probe)) for name, probe in self._board.probes.items())
             self._not_asked = {name: why for name, why in reasons if why is not None}
             for name, why in self._not_asked.items():
                 self._world.log.info("canary.not_asked", probe=name, detail=why)
@@ -210,6 +197,7 @@ class Evidence:
         for exited in unjudged:
             if exited.generation == candidate.id:
                 self._judge_exit(self._judge, exited)
+        self._weigh()
         self._conclude()
 
     def _aim_in_private(self, candidate: Generation, port: int) -> None:
@@ -282,12 +270,13 @@ class Evidence:
                 name=name, rise=one.rise, fall=one.fall, up_before=name in self._up_before,
                 awaited=awaited,
             )
-            for name, one in self._probes.items()
+            for name, one in self._board.probes.items()
             if window is Watch.SOAK or name not in self._not_asked
         ]  # fmt: skip
         judge = Judge(
-            candidate=candidate.id, criteria=criteria, expected_workers=candidate.program.workers
-        )
+            candidate=candidate.id, criteria=criteria, expected_workers=candidate.program.workers,
+            triggers=self._world.settings.triggers,
+        )  # fmt: skip
         if self._memory is not None:
             memory, at = self._memory
             judge.recall(memory, at=at)
@@ -314,7 +303,7 @@ class Evidence:
         if judge is not None:
             await self._hear_of_ends()
             await self._hear(judge.unheard, lambda: judge.undecided)
-            for _ in range(max((one.fall for one in self._probes.values()), default=0)):
+            for _ in range(max((one.fall for one in self._board.probes.values()), default=0)):
                 if judge.trigger is not None or not judge.doubted:
                     break
                 await self._ask_now(set(judge.doubted))
@@ -338,25 +327,18 @@ class Evidence:
 
     def observe(self, seen: Observation) -> None:
         """One result of one probe."""
-        probe = self._probes.get(seen.probe)
+        probe = self._board.probes.get(seen.probe)
         if probe is None:
             return  # it is of a configuration that was replaced
-        before = self._health[seen.probe]
-        after = before.observe(seen.outcome, rise=probe.rise, fall=probe.fall)
-        self._health[seen.probe] = after
-        self._heard_at[seen.probe] = trio.current_time()
-        self._detail[seen.probe] = seen.detail
-        self._generation[seen.probe] = seen.generation
-        if after.state is not before.state:
-            self._since[seen.probe] = datetime.now(UTC).isoformat(timespec="milliseconds")
-            self._tell_change(seen, after.state)
+        if self._board.take(seen, at=trio.current_time()):
+            self._tell_change(seen)
         if self._judge is not None:
             self._judge.observe(seen)
             self._conclude()
-        self._see_failure(probe, seen, after)
+        self._see_failure(probe, seen)
         self._stir()
 
-    def _see_failure(self, probe: ProbeSettings, seen: Observation, health: Health) -> None:
+    def _see_failure(self, probe: ProbeSettings, seen: Observation) -> None:
         """Tell the machine where the serving generation is to be restarted for what was seen.
 
         Only one that had passed the probe: else a wrong probe, or a site that was never well,
@@ -364,6 +346,7 @@ class Evidence:
         """
         if seen.generation is None:
             return
+        health = self._board.rows[probe.name].health
         if seen.outcome is Outcome.PASS and health.state is HealthState.UP:
             self._passed[probe.name] = seen.generation
         active = self._world.active
@@ -387,7 +370,8 @@ class Evidence:
         self._heard.set()
         self._heard = trio.Event()
 
-    def _tell_change(self, seen: Observation, state: HealthState) -> None:
+    def _tell_change(self, seen: Observation) -> None:
+        state = self._board.rows[seen.probe].health.state
         tell = self._world.log.warning if state is HealthState.DOWN else self._world.log.info
         generation = None if seen.generation is None else f"g{seen.generation}"
         tell(
@@ -395,10 +379,31 @@ class Evidence:
             detail=seen.detail,
         )  # fmt: skip
 
+    def signal(self, one: Signal) -> None:
+        """Something that nginx gave away; remembered, also where nobody is judged."""
+        self._seen.add(one)
+        self._weigh(type(one))
+
+    def _weigh(self, news: type[Signal] | None = None) -> None:
+        """Ask the triggers that look at this kind of news, all of them without one."""
+        judge, candidate = self._judge, self._world.candidate
+        if judge is None or candidate is None or judge.trigger is not None:
+            return
+        active = self._world.active
+        case = Case(
+            candidate=candidate.id, reference=None if active is None else active.id,
+            seen=self._seen, alone=self._watch is Watch.SOAK, at=trio.current_time(),
+        )  # fmt: skip
+        found = weigh(case, self._world.settings.triggers, news=news)
+        if found is not None:
+            judge.condemn(found)
+            self._conclude()
+
     def see(self, sighting: Sighting) -> None:
         """A worker's exit, or a count of workers."""
         if isinstance(sighting, WorkerExited):
             self._see_exit(sighting)
+            self.signal(_ended(sighting))
         elif self._watch is Watch.ACTIVE:
             self._see_active(sighting)
         candidate = self._world.candidate
@@ -497,15 +502,8 @@ class Evidence:
             "told_trigger": self._told_trigger,
             "passed": self._passed,
             "judge": None if self._judge is None else self._judge.memory(at=now),
-            "probes": {
-                name: {
-                    "health": [health.state.value, health.passes, health.failures],
-                    "since": self._since[name],
-                    "detail": self._detail[name],
-                    "generation": self._generation[name],
-                }
-                for name, health in self._health.items()
-            },
+            "probes": self._board.to_data(),
+            "seen": self._seen.to_data(now=now),
         }
 
     def from_data(self, data: Mapping[str, Any], *, at: float) -> None:
@@ -515,13 +513,9 @@ class Evidence:
         where `data` is no such thing.
         """
         watch = Watch(data["watch"])
-        for name in self._probes.keys() & data["probes"].keys():
-            seen = data["probes"][name]
-            state, passes, failures = seen["health"]
-            self._health[name] = Health(state=HealthState(state), passes=passes, failures=failures)
-            self._since[name], self._detail[name] = seen["since"], seen["detail"]
-            self._generation[name] = seen["generation"]
-        self._up_before = frozenset(data["up_before"]) & self._probes.keys()
+        self._board.from_data(data["probes"])
+        self._seen = Seen.from_data(data["seen"], now=at)
+        self._up_before = frozenset(data["up_before"]) & self._board.probes.keys()
         self._not_asked = {str(name): str(why) for name, why in data["not_asked"].items()}
         self._passed = {str(name): int(one) for name, one in data["passed"].items()}
         self._memory = None if data["judge"] is None else (data["judge"], at)
@@ -536,16 +530,4 @@ class Evidence:
 
     def report(self) -> list[dict[str, object]]:
         """The probes as `status` shows them."""
-        return [
-            {
-                "name": name,
-                "type": probe.type,
-                "state": self._health[name].state.value,
-                "generation": None
-                if self._generation[name] is None
-                else f"g{self._generation[name]}",
-                "since": self._since[name] or None,
-                "detail": self._detail[name] or None,
-            }
-            for name, probe in self._probes.items()
-        ]
+        return self._board.report()

@@ -11,7 +11,7 @@ import trio
 from supervisor.core.errors import ConfigError, Refusal
 from supervisor.core.events import RulesChanged
 from supervisor.core.model import Rules
-from supervisor.core.policy import RestartPolicy
+from supervisor.core.restart_policy import RestartPolicy
 from supervisor.core.settings import Settings
 from supervisor.edges.config_file import load_settings
 from supervisor.edges.control_gate import Gate

@@ -12,7 +12,7 @@ from functools import partial
 import trio
 
 from supervisor.core.events import Event, MasterExited
-from supervisor.core.policy import SETTLE
+from supervisor.core.judge import SETTLE
 from supervisor.edges import procfs
 from supervisor.edges.capture import PIECE, Capture
 from supervisor.edges.descriptors import RESERVE

@@ -22,7 +22,7 @@ from supervisor.core.events import (
 )
 from supervisor.core.machine import TABLE, Column, step
 from supervisor.core.model import UPGRADING, Phase, Rules, State, Timer, Upgrade
-from supervisor.core.policy import RestartPolicy
+from supervisor.core.restart_policy import RestartPolicy
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "machine.md"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from supervisor.core.commands import Command
 from supervisor.core.model import Rules, Timer
-from supervisor.core.policy import RestartPolicy
+from supervisor.core.restart_policy import RestartPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

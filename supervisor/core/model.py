@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from supervisor.core.commands import Reload
-from supervisor.core.policy import RestartPolicy
+from supervisor.core.restart_policy import RestartPolicy
 
 if TYPE_CHECKING:
     from supervisor.core.events import MasterExited

@@ -43,7 +43,7 @@ from supervisor.core.events import (
     Succeeded,
 )
 from supervisor.core.model import Goal, OnForeignStop, Phase, State, Timer, Upgrade, Verdict
-from supervisor.core.policy import Backoff, GiveUp, RestartDecision, RestartNow
+from supervisor.core.restart_policy import Backoff, GiveUp, RestartDecision, RestartNow
 
 
 def start(state: State, operation: Operation = Operation.START) -> Step:

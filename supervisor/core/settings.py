@@ -19,6 +19,7 @@ from supervisor.core.model import OnForeignStop
 from supervisor.core.probe_settings import ExecProbe, HttpProbe, ProbeSettings, TcpProbe
 from supervisor.core.probe_settings import parse_probes as _parse_probes
 from supervisor.core.settings_table import Table, unknown_key
+from supervisor.core.trigger_settings import DEFAULT_TRIGGERS, TriggerSettings, parse_triggers
 
 __all__ = [
     "ControlSettings",
@@ -36,6 +37,7 @@ __all__ = [
     "StateSettings",
     "StopSettings",
     "TcpProbe",
+    "TriggerSettings",
     "UpgradeSettings",
     "nginx_argv",
     "parse_settings",
@@ -113,7 +115,7 @@ class UpgradeSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestartSettings:
-    """When nginx is started again by itself; see `supervisor.core.policy.RestartPolicy`."""
+    """When nginx is started again by itself; see `supervisor.core.restart_policy.RestartPolicy`."""
 
     backoff_initial: float = 0.1
     backoff_max: float = 30.0
@@ -172,13 +174,17 @@ class Settings:
     upgrade: UpgradeSettings = UpgradeSettings()
     restart: RestartSettings = RestartSettings()
     stop: StopSettings = StopSettings()
+    triggers: TriggerSettings = DEFAULT_TRIGGERS
     log: LogSettings = LogSettings()
     probes: tuple[ProbeSettings, ...] = ()
 
 
 _TABLES = frozenset(
-    {"nginx", "control", "state", "probe_listener", "upgrade", "restart", "stop", "log"}
-)
+    {
+        "nginx", "control", "state", "probe_listener", "upgrade", "restart", "stop", "triggers",
+        "log",
+    }
+)  # fmt: skip
 
 
 def parse_settings(table: Mapping[str, object]) -> Settings:
@@ -196,6 +202,7 @@ def parse_settings(table: Mapping[str, object]) -> Settings:
         upgrade=_parse_upgrade(tables["upgrade"]),
         restart=_parse_restart(tables["restart"]),
         stop=_parse_stop(tables["stop"]),
+        triggers=parse_triggers(tables["triggers"]),
         log=_parse_log(tables["log"]),
         probes=_parse_probes(table.get("probe", [])),
     )

@@ -24,7 +24,7 @@ from typing import Any
 from supervisor.core.cell import upgrade_text
 from supervisor.core.commands import Reload
 from supervisor.core.model import Goal, Phase, Rules, State, Upgrade
-from supervisor.core.policy import RestartPolicy
+from supervisor.core.restart_policy import RestartPolicy
 
 _AT_REST = frozenset({Phase.IDLE, Phase.DRAINING, Phase.BACKOFF, Phase.STOPPED, Phase.DEGRADED})
 _ONLY_WAITING = frozenset({Phase.CANARY, Phase.SOAKING, Phase.HELD})

@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from supervisor.core.errors import OperationFailed, SupervisorError
-from supervisor.core.policy import FATAL_CODE
+from supervisor.core.judge import FATAL_CODE
 from supervisor.edges import pidfile, procfs
 from supervisor.edges.generation import Generation, Role
 from supervisor.edges.process import Process

@@ -12,7 +12,7 @@ from supervisor.core.actions import Action, Aim, Operation, Pronounce, Run, Sett
 from supervisor.core.events import Event, MasterExited, Requested
 from supervisor.core.machine import step
 from supervisor.core.model import Phase, Rules, State, Upgrade, Verdict
-from supervisor.core.policy import RestartPolicy
+from supervisor.core.restart_policy import RestartPolicy
 
 RULES = Rules(start_timeout=10.0, canary=5.0, soak=30.0)
 FRESH = State(rules=RULES, restarts=RestartPolicy())

@@ -44,7 +44,7 @@ from supervisor.core.events import (
 )
 from supervisor.core.machine import TABLE, Column, column_of, step
 from supervisor.core.model import Goal, OnForeignStop, Phase, State, Timer, Verdict
-from supervisor.core.policy import RestartPolicy
+from supervisor.core.restart_policy import RestartPolicy
 from tests.core.story import (
     DRAINING,
     HEALTHY,

@@ -28,7 +28,7 @@ from supervisor.core.events import (
     Triggered,
 )
 from supervisor.core.model import Goal, Phase, State, Timer, Verdict
-from supervisor.core.policy import RestartPolicy
+from supervisor.core.restart_policy import RestartPolicy
 from tests.core.story import (
     CANDIDATE,
     FORWARD,

@@ -54,7 +54,7 @@ from supervisor.core.model import (
     Timer,
     Verdict,
 )
-from supervisor.core.policy import RestartPolicy
+from supervisor.core.restart_policy import RestartPolicy
 
 ON_THE_WAY = (
     Phase.IDLE, Phase.SPAWNING, Phase.CANARY, Phase.SHIFTING, Phase.SOAKING, Phase.HELD,

@@ -39,7 +39,7 @@ from supervisor.core.events import (
 )
 from supervisor.core.machine import step
 from supervisor.core.model import Goal, OnForeignStop, Phase, Rules, State, Timer
-from supervisor.core.policy import RestartPolicy
+from supervisor.core.restart_policy import RestartPolicy
 from tests.core.story import DRAINING, FRESH, IDLE, UNDERWAY, Story, asked, exited
 
 NOTHING, ON_ACTIVE = Aim(Watch.NOTHING), Aim(Watch.ACTIVE)

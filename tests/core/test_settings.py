@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from supervisor.core.access import Kind, Role, Who
 from supervisor.core.duration import LONGEST, parse_duration
 from supervisor.core.errors import ConfigError
-from supervisor.core.policy import RestartPolicy
 from supervisor.core.probe_settings import (
     ExecProbe,
     HttpProbe,
@@ -22,6 +21,7 @@ from supervisor.core.probe_settings import (
     TcpProbe,
     UnixAddress,
 )
+from supervisor.core.restart_policy import RestartPolicy
 from supervisor.core.settings import (
     ControlSettings,
     LogFormat,
@@ -38,6 +38,7 @@ from supervisor.core.settings import (
     nginx_argv,
     parse_settings,
 )
+from supervisor.core.trigger_settings import TriggerSettings
 
 ROOT = Path(__file__).parents[2]
 NGINX = '[nginx]\nbinary = "/sbin/nginx"\nconfig = "/etc/nginx.conf"\n'
@@ -124,6 +125,9 @@ def test_every_key_is_taken() -> None:
         quit_timeout = "0s"
         term_timeout = "8s"
         kill_timeout = "9s"
+        [triggers]
+        respawns = 0
+        respawn_interval = "10m"
         [log]
         format = "console"
         level = "debug"
@@ -155,6 +159,7 @@ def test_every_key_is_taken() -> None:
         start_limit_interval=6, start_timeout=7,
     )  # fmt: skip
     assert settings.stop == StopSettings(quit_timeout=0, term_timeout=8, kill_timeout=9)
+    assert settings.triggers == TriggerSettings(respawns=0, respawn_interval=600)
     assert settings.log == LogSettings(format=LogFormat.CONSOLE, level=LogLevel.DEBUG)
 
 
@@ -188,7 +193,7 @@ def test_the_sample_can_be_used() -> None:
 
 def test_every_key_is_documented() -> None:
     text = (ROOT / "docs/configuration.md").read_text()
-    for source in ("settings", "probe_settings"):
+    for source in ("settings", "probe_settings", "trigger_settings"):
         code = (ROOT / f"supervisor/core/{source}.py").read_text()
         keys = set(re.findall(r"\btable\.\w+\(\s*\"(\w+)\"", code)) - {"probe"}
         assert keys

@@ -9,9 +9,10 @@ import pytest
 
 from supervisor.core.commands import Reload
 from supervisor.core.events import MasterExited
+from supervisor.core.judge import SETTLE, Criterion, Judge
 from supervisor.core.model import Goal, Phase, Rules, State, Upgrade
 from supervisor.core.observation import Observation, Outcome
-from supervisor.core.policy import SETTLE, Criterion, Judge, RestartPolicy
+from supervisor.core.restart_policy import RestartPolicy
 from supervisor.core.succession import Moment, rule, state_from_data, state_to_data
 
 FRESH = State(rules=Rules(), restarts=RestartPolicy())

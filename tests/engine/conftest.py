@@ -18,7 +18,7 @@ from supervisor.core import commands
 from supervisor.core.actions import Operation, Run
 from supervisor.core.events import Event, Succeeded
 from supervisor.core.model import Rules, State
-from supervisor.core.policy import RestartPolicy
+from supervisor.core.restart_policy import RestartPolicy
 from supervisor.engine import Engine
 from supervisor.waiters import Reply
 from tests.fakes import FakeEffects, Held

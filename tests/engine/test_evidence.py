@@ -25,6 +25,7 @@ from supervisor.core.probe_settings import (
     TcpAddress,
     TcpProbe,
 )
+from supervisor.core.trigger_settings import TriggerSettings
 from supervisor.edges.linux import ExitStatus
 from supervisor.edges.probe_listener import Sharing
 from supervisor.edges.probes import Aim, Prober
@@ -82,7 +83,9 @@ class Scene:
             active=SimpleNamespace(id=OLD, master=SimpleNamespace(pid=8)),
             candidate=self.candidate, run=self.run, listener=listener, generations={},
             log=structlog.get_logger(),
-            settings=SimpleNamespace(upgrade=SimpleNamespace(start_timeout=10.0)),
+            settings=SimpleNamespace(
+                upgrade=SimpleNamespace(start_timeout=10.0), triggers=TriggerSettings()
+            ),
         )  # fmt: skip
         self.evidence = Evidence(
             cast(World, self.world), probes, cast(Prober, self.prober),

@@ -10,7 +10,7 @@ from trio.testing import MockClock
 from supervisor.core import commands
 from supervisor.core.actions import Operation
 from supervisor.core.events import MasterExited, Succeeded, Triggered
-from supervisor.core.policy import RestartPolicy
+from supervisor.core.restart_policy import RestartPolicy
 from tests.engine.conftest import Running, engine_with
 from tests.fakes import FakeEffects, failed
 

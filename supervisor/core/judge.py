@@ -1,14 +1,10 @@
-"""What follows from what was seen: is a probe up, a candidate good, nginx to be started again?
+"""Is a candidate good? Collects the evidence about one; the first trigger stays.
+
+No clock: times come with the facts, as monotonic seconds.
 
 Theory
 ------
-Three questions, each with its own memory, none with a clock: times come with the facts, as
-monotonic seconds.
-
-`Health`: a probe is up after `rise` passes in a row and down after `fall` failures in a row. An
-observation that proves nothing (INCONCLUSIVE) neither adds to a row nor breaks one.
-
-`Judge`: one candidate. It counts only observations that carry the candidate's generation. A probe
+The judge counts only observations that carry the candidate's generation. A probe
 that did not pass before the upgrade cannot condemn and is not waited for; where no probe can
 judge, the triggers that need no configuration judge alone. Those come from the processes:
 
@@ -20,7 +16,7 @@ judge, the triggers that need no configuration judge alone. Those come from the 
   workers, a crash replaces one: so such an end waits until the workers have been counted again.
   All are new: the whole set counts as one unexpected end. Some are not: an unknown end is taken
   for a death, one with code 0 counts as unexpected.
-- Any other code counts as unexpected. Three unexpected ends in ten seconds are a loop.
+- Any other code counts as unexpected. Some unexpected ends in a short time are a loop.
 
 The shared listener shows some workers never, so "the candidate is healthy" also asks that each of
 its workers has answered, where an answer can be traced to a worker at all. Where only chance can
@@ -30,60 +26,24 @@ waited for: such a probe can condemn, and its silence says nothing.
 Nothing condemns after fewer than `fall` failures, and a soak lasts exactly its duration: in a short
 one a candidate that never answers well would not be condemned. So there is a last look before the
 commit: each probe that judges has to have been heard since the shift, and well at last.
-
-`RestartPolicy`: a generation that had been ready is started again at once. The pause, doubling,
-begins with a start that did not become ready, or with one crash more than `crash_limit` within
-`crash_interval`. Where `start_limit` starts were made within `start_limit_interval`, the first one
-included, the next failure is the last. With the defaults a start that fails at once is tried ten
-times in 51 s.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import dataclass
 from typing import Any
 
+from supervisor.core.health import Health, HealthState
 from supervisor.core.observation import Observation, Outcome
+from supervisor.core.recent import recent
+from supervisor.core.trigger_settings import DEFAULT_TRIGGERS, TriggerSettings
+from supervisor.core.triggers import Trigger
 
 FATAL_CODE = 2
 """nginx's exit code of a worker that could not initialise and is not started again."""
-RESPAWNS = 3
-"""This many unexpected ends of workers ..."""
-RESPAWN_INTERVAL = 10.0
-"""... within this many seconds are a loop."""
 SETTLE = 0.25
 """Seconds after the end of a worker until a count of the workers tells what it was."""
-
-
-class HealthState(Enum):
-    """What the rows of passes and failures say."""
-
-    UP = "up"
-    DOWN = "down"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
-    """The state of one probe, and the row that it is in."""
-
-    state: HealthState = HealthState.UNKNOWN
-    passes: int = 0  # in a row
-    failures: int = 0  # in a row
-
-    def observe(self, outcome: Outcome, *, rise: int, fall: int) -> Health:
-        """The health after one more outcome."""
-        if outcome is Outcome.PASS:
-            passes = self.passes + 1
-            return Health(state=HealthState.UP if passes >= rise else self.state, passes=passes)
-        if outcome is Outcome.FAIL:
-            failures = self.failures + 1
-            state = HealthState.DOWN if failures >= fall else self.state
-            return Health(state=state, failures=failures)
-        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +55,6 @@ class Criterion:
     fall: int
     up_before: bool
     awaited: bool = True  # the candidate is healthy only once this has passed often enough
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trigger:
-    """What condemns the candidate: a reason of the contract, and a text for people."""
-
-    reason: str
-    detail: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +71,15 @@ class Judge:
     """Collects the evidence about one candidate; the first trigger stays."""
 
     def __init__(
-        self, *, candidate: int, criteria: Iterable[Criterion], expected_workers: int | None = None
+        self,
+        *,
+        candidate: int,
+        criteria: Iterable[Criterion],
+        expected_workers: int | None = None,
+        triggers: TriggerSettings = DEFAULT_TRIGGERS,
     ) -> None:
         self._candidate = candidate
+        self._triggers = triggers
         self._judging = {one.name: one for one in criteria if one.up_before}
         self._expected = expected_workers
         self._health = {name: Health() for name in self._judging}
@@ -336,90 +294,15 @@ class Judge:
             self._note_unexpected(at)
 
     def _note_unexpected(self, at: float) -> None:
-        self._unexpected = [*_recent(self._unexpected, at, RESPAWN_INTERVAL), at]
-        if len(self._unexpected) >= RESPAWNS:
-            self._condemn(
-                "workers_respawning",
-                f"workers ended {RESPAWNS} times within {RESPAWN_INTERVAL:g} s",
-            )
+        most, interval = self._triggers.respawns, self._triggers.respawn_interval
+        self._unexpected = [*recent(self._unexpected, at, interval), at]
+        if most and len(self._unexpected) >= most:
+            self._condemn("workers_respawning", f"workers ended {most} times within {interval:g} s")
 
     def _condemn(self, reason: str, detail: str) -> None:
+        self.condemn(Trigger(reason=reason, detail=detail))
+
+    def condemn(self, trigger: Trigger) -> None:
+        """Something else than probes and ends of workers speaks against the candidate."""
         if self.trigger is None:
-            self.trigger = Trigger(reason=reason, detail=detail)
-
-
-@dataclass(frozen=True, slots=True)
-class RestartNow:
-    """Start nginx again at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """Start nginx again after `delay` seconds."""
-
-    delay: float
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUp:
-    """Do not start nginx again until a person says so."""
-
-    reason: str
-    detail: str
-
-
-RestartDecision = RestartNow | Backoff | GiveUp
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RestartPolicy:
-    """The limits, and what has been seen of them. `start_limit` 0: never give up."""
-
-    backoff_initial: float = 0.1
-    backoff_max: float = 30.0
-    crash_limit: int = 5
-    crash_interval: float = 10.0
-    start_limit: int = 10
-    start_limit_interval: float = 60.0
-    starts: tuple[float, ...] = field(default=())
-    crashes: tuple[float, ...] = field(default=())
-    last_delay: float = 0.0
-
-    def failed(
-        self, *, at: float, was_ready: bool, started: float = -math.inf
-    ) -> tuple[RestartPolicy, RestartDecision]:
-        """What to do after a start failed (`was_ready` False) or a serving nginx ended.
-
-        The start that the decision asks for is counted already; its failure is reported next. The
-        first start is nobody's decision: it counts by when the nginx that ended was `started`.
-        """
-        starts = _recent(self.starts, at, self.start_limit_interval)
-        if not starts:
-            first = started if was_ready else at
-            starts = _recent((first,), at, self.start_limit_interval)
-        crashes = _recent(self.crashes, at, self.crash_interval)
-        if was_ready:
-            crashes = (*crashes, at)
-        if self.start_limit and len(starts) >= self.start_limit:
-            return replace(self, starts=starts, crashes=crashes), self._give_up()
-        if was_ready and len(crashes) <= self.crash_limit:
-            after = replace(self, starts=(*starts, at), crashes=crashes, last_delay=0.0)
-            return after, RestartNow()
-        delay = min(self.backoff_max, 2 * self.last_delay or self.backoff_initial)
-        after = replace(self, starts=(*starts, at + delay), crashes=crashes, last_delay=delay)
-        return after, Backoff(delay)
-
-    def forget(self) -> RestartPolicy:
-        """As new: what an operator's own start deserves."""
-        return replace(self, starts=(), crashes=(), last_delay=0.0)
-
-    def _give_up(self) -> GiveUp:
-        return GiveUp(
-            "start_limit",
-            f"cannot keep nginx running: it was started {self.start_limit} times within "
-            f"{self.start_limit_interval:g} s; its error log tells why; then nginxctl start",
-        )
-
-
-def _recent(times: Iterable[float], now: float, interval: float) -> tuple[float, ...]:
-    return tuple(one for one in times if now - one < interval)
+            self.trigger = trigger

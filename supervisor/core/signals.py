@@ -1,0 +1,112 @@
+"""What nginx gives away without being asked, as values: each says whose doing it is.
+
+A signal in this sense is a piece of evidence beside the probes: a line of the error log, the end
+of a process, what a process uses, a queue in front of a listener. It belongs to one generation, or
+says that nobody could tell to which; then it never speaks for or against a candidate.
+
+Times are monotonic seconds; they come with the facts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import Enum, IntEnum
+from typing import Any
+
+
+class ProcessKind(Enum):
+    """What a process of nginx is there for."""
+
+    MASTER = "master"
+    WORKER = "worker"
+    CACHE = "cache"  # the cache manager, and the cache loader, which ends by itself
+
+
+class Severity(IntEnum):
+    """The levels of nginx's error log, the worst one first (ngx_log.h)."""
+
+    EMERG = 1
+    ALERT = 2
+    CRIT = 3
+    ERROR = 4
+    WARN = 5
+    NOTICE = 6
+    INFO = 7
+    DEBUG = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogLine:
+    """One line of an error log; `generation` is None where the pid is nobody's that we know."""
+
+    generation: int | None
+    pid: int
+    level: Severity
+    text: str  # bounded and printable
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessEnded:
+    """A process is gone; `code` and `signal` both None: nobody knows how."""
+
+    generation: int
+    pid: int
+    kind: ProcessKind
+    code: int | None
+    signal: int | None
+    draining: bool  # it was seen leaving before
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What one process uses at one moment; None: it could not be seen."""
+
+    generation: int
+    pid: int
+    kind: ProcessKind
+    age: float  # seconds since the process was started
+    memory: int | None  # bytes, its proportional share (PSS)
+    descriptors: int | None  # that it has open
+    cpu: float  # seconds that all its threads have used so far
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """The connections that wait at one listening socket for somebody to accept them."""
+
+    generation: int  # whose workers are to accept
+    address: str
+    waiting: int
+    limit: int
+    at: float
+
+
+Signal = LogLine | ProcessEnded | Usage | Queue
+
+_KINDS: Mapping[str, type[Signal]] = {
+    one.__name__: one for one in (LogLine, ProcessEnded, Usage, Queue)
+}
+_ENUMS: Mapping[str, type[Enum]] = {"kind": ProcessKind, "level": Severity}
+
+
+def to_data(signal: Signal, *, now: float) -> dict[str, object]:
+    """`signal` for another process; its time as seconds before `now`."""
+    fields = {
+        name: value.value if isinstance(value, Enum) else value
+        for name, value in asdict(signal).items()
+    }
+    return {**fields, "at": now - signal.at, "is": type(signal).__name__}
+
+
+def from_data(data: Mapping[str, Any], *, now: float) -> Signal:
+    """What `to_data` was given, in this process's time. Raises KeyError, TypeError, ValueError."""
+    fields = {
+        name: _ENUMS[name](value) if name in _ENUMS else value
+        for name, value in data.items()
+        if name != "is"
+    }
+    return _KINDS[data["is"]](**{**fields, "at": now - data["at"]})

@@ -1,0 +1,65 @@
+"""What condemns a candidate although no probe failed: each trigger is one pure function.
+
+A trigger looks at what was seen (`Seen`) of the candidate and of the generation before it, and says
+why the candidate must not stay, or nothing. What the generation before it did as well is no reason:
+that is the site, or the host. A new kind of evidence (as a comparison of what users get from the
+two generations) is a signal, and one more row of `TRIGGERS`.
+
+None of them may fire on a healthy upgrade, also on a host that is overloaded. Each has its settings
+(`[triggers]`), with which it can be switched off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from supervisor.core.seen import Seen
+from supervisor.core.signals import Signal
+from supervisor.core.trigger_settings import TriggerSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    """What condemns the candidate: a reason of the contract, and a text for people."""
+
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """Who is judged, against whom, on what, and when."""
+
+    candidate: int
+    reference: int | None  # the generation before; None: there is none to compare with
+    seen: Seen
+    alone: bool  # only the candidate accepts new connections
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row of the table: which signals it looks at, and the function."""
+
+    concerns: tuple[type[Signal], ...]
+    look: Callable[[Case, TriggerSettings], Trigger | None]
+
+
+TRIGGERS: tuple[Rule, ...] = ()
+
+
+def weigh(
+    case: Case,
+    settings: TriggerSettings,
+    *,
+    news: type[Signal] | None = None,
+    rules: tuple[Rule, ...] = TRIGGERS,
+) -> Trigger | None:
+    """The first trigger that fires; `news` asks only those that look at that kind of signal."""
+    for rule in rules:
+        if news is None or news in rule.concerns:
+            found = rule.look(case, settings)
+            if found is not None:
+                return found
+    return None
