@@ -27,7 +27,7 @@ from supervisor.core.triggers import Case, weigh
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation
 from supervisor.edges.linux import UNKNOWN_EXIT
-from supervisor.edges.probe_finding import Owner
+from supervisor.edges.owner_finding import OwnerFinder
 from supervisor.edges.probe_listener import Sharing
 from supervisor.edges.probes import Aim, Prober
 from supervisor.operations.world import World
@@ -214,7 +214,7 @@ class Evidence:
             Aim(
                 generation=candidate.id,
                 address=("127.0.0.1", port),
-                owner=self._owner_in(candidate),
+                owner=OwnerFinder(lambda: candidate.look().workers),
                 exclusive=lambda: self._sharing(port, candidate, old) in _CANDIDATES_OWN,
                 cover=candidate.look().accepting,
                 workers=lambda: candidate.brood().workers,
@@ -232,17 +232,13 @@ class Evidence:
         self._prober.aim(
             Aim(
                 generation=candidate.id,
-                owner=self._owner_in(candidate),
+                owner=OwnerFinder(lambda: candidate.look().workers),
                 cover=candidate.look().accepting,
                 sole=False,
                 workers=lambda: candidate.brood().workers,
                 not_asked=self._not_asked,
             )
         )
-
-    def _owner_in(self, candidate: Generation) -> Owner:
-        listener = self._world.listener
-        return lambda here, there: listener.connection_owner(here, there, candidate.look().workers)
 
     def _end_canary(self) -> None:
         """Say so where no probe has looked at the candidate, although some could have judged it."""

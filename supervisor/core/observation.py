@@ -1,8 +1,9 @@
 """What one probe saw, as a value.
 
 A failed probe is not an exception: it is evidence, and evidence has an origin. An observation
-names the generation (and where it could be known, the worker) that produced the answer. One that
-cannot be attributed is INCONCLUSIVE and never counts as a pass for a candidate.
+names the generation (and where it could be known, the worker) that produced the answer, and by
+which way that is known. One that cannot be attributed is INCONCLUSIVE and never counts as a pass
+for a candidate.
 """
 
 from __future__ import annotations
@@ -22,9 +23,22 @@ class Outcome(Enum):
     INCONCLUSIVE = "inconclusive"
 
 
+class Attribution(Enum):
+    """How it is known who produced an answer, the best way first; words of the public contract."""
+
+    PRIVATE_LISTENER = "private_listener"  # nobody else has the socket open that was connected to
+    RESPONSE_HEADER = "response_header"  # the answer names a worker of that generation
+    SOCKET_OWNER = "socket_owner"  # a worker of that generation holds the connection's other end
+    SOLE_GENERATION = "sole_generation"  # no other accepts connections
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """One result of one probe; `generation` is None where the answer could not be attributed."""
+    """One result of one probe; `generation` is None where the answer could not be attributed.
+
+    `attribution` is how the generation is known, `worker_by` how the worker is (by its header or
+    its socket): a private listener tells the first, and not the second.
+    """
 
     probe: str
     outcome: Outcome
@@ -32,6 +46,8 @@ class Observation:
     latency: float  # seconds from the first byte sent to the end of the answer
     generation: int | None
     worker_pid: int | None = None
+    attribution: Attribution | None = None  # None: it could not be known
+    worker_by: Attribution | None = None
 
 
 def bounded_detail(text: str) -> str:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import h11
 import trio
 
-from supervisor.core.observation import Outcome
+from supervisor.core.observation import Attribution, Outcome
 from supervisor.core.probe_settings import Address, HttpProbe
+from supervisor.edges.owner_finding import Owner
 from supervisor.edges.probe_finding import (
     Finding,
-    Owner,
     Progress,
     cause_of,
     connect,
@@ -47,7 +47,8 @@ async def check_http(
     A worker that only a response header names has to be `known`.
 
     A redirect is an answer like any other. The worker is looked for before the request is sent,
-    when it cannot have closed the connection yet, and again after a kept-alive answer.
+    when it cannot have closed the connection yet, and again after a kept-alive answer; one that
+    the answer names itself is not looked for where that would take long.
     """
 
     async def ask(progress: Progress) -> Finding:
@@ -57,19 +58,25 @@ async def check_http(
             return progress.finding(outcome_of(exc), f"cannot connect: {cause_of(exc)}")
         async with stream:
             progress.doing = "waiting for a worker to accept"
-            progress.worker_pid = await trace(stream, owner, patient=True)
+            by_header = probe.pid_header is not None
+            progress.worker_pid = await trace(
+                stream, owner, progress, patient=True, cheaply=by_header
+            )
             try:
                 answer = await _exchange(stream, probe, progress)
             except _BadAnswerError as exc:
                 return progress.finding(Outcome.FAIL, str(exc))
             took = progress.elapsed
-            if progress.worker_pid is None:
-                progress.worker_pid = await trace(stream, owner, patient=False)
-        named = _pid_in(answer, probe.pid_header)
-        if progress.worker_pid is None and named is not None and known(named):
-            progress.worker_pid = named
+            named, worker_by = _pid_in(answer, probe.pid_header), Attribution.RESPONSE_HEADER
+            if named is None or not known(named):
+                if progress.worker_pid is None:
+                    progress.worker_pid = await trace(stream, owner, progress, patient=False)
+                named, worker_by = progress.worker_pid, Attribution.SOCKET_OWNER
         outcome, detail = _judge(answer, probe, took)
-        return Finding(outcome=outcome, detail=detail, latency=took, worker_pid=progress.worker_pid)
+        return Finding(
+            outcome=outcome, detail=detail, latency=took, worker_pid=named,
+            worker_by=None if named is None else worker_by,
+        )  # fmt: skip
 
     return await within(probe.timeout, ask)
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import trio
 
-from supervisor.core.observation import Outcome
+from supervisor.core.observation import Attribution, Outcome
 from supervisor.core.probe_settings import Address, UnixAddress
-from supervisor.edges.socket_owners import SocketAddress
-
-Owner = Callable[[SocketAddress, SocketAddress], int | None]
-"""From our end and the other end of a connection: the worker that holds the other end."""
+from supervisor.edges.owner_finding import Owner
 
 _ACCEPT_PAUSES = (0.0, 0.001, 0.002, 0.004)
 """Seconds between looks for the worker that accepts; an idle one takes microseconds."""
@@ -28,6 +27,7 @@ class Finding:
     detail: str
     latency: float = 0.0
     worker_pid: int | None = None
+    worker_by: Attribution | None = None  # how the worker is known
 
 
 @dataclass(slots=True)
@@ -36,7 +36,21 @@ class Progress:
 
     doing: str = "connecting"
     began: float | None = None  # when the first byte was sent
-    worker_pid: int | None = None
+    worker_pid: int | None = None  # by the socket that it holds
+    limit: trio.CancelScope | None = None
+
+    @contextmanager
+    def own_time(self) -> Iterator[None]:
+        """What passes meanwhile is our own doing: no server is to be blamed for it."""
+        if self.limit is None:
+            yield
+            return
+        left = self.limit.deadline - trio.current_time()
+        self.limit.deadline = math.inf
+        try:
+            yield
+        finally:
+            self.limit.deadline = trio.current_time() + left
 
     @property
     def elapsed(self) -> float:
@@ -46,8 +60,9 @@ class Progress:
     def finding(self, outcome: Outcome, detail: str) -> Finding:
         """The end of it."""
         return Finding(
-            outcome=outcome, detail=detail, latency=self.elapsed, worker_pid=self.worker_pid
-        )
+            outcome=outcome, detail=detail, latency=self.elapsed, worker_pid=self.worker_pid,
+            worker_by=None if self.worker_pid is None else Attribution.SOCKET_OWNER,
+        )  # fmt: skip
 
 
 Check = Callable[[Progress], Awaitable[Finding]]
@@ -56,7 +71,7 @@ Check = Callable[[Progress], Awaitable[Finding]]
 async def within(seconds: float, check: Check) -> Finding:
     """What `check` finds, or a failure that says what was waited for when time ran out."""
     progress = Progress()
-    with trio.move_on_after(seconds):
+    with trio.move_on_after(seconds) as progress.limit:
         return await check(progress)
     return progress.finding(Outcome.FAIL, f"timed out after {seconds:g} s: {progress.doing}")
 
@@ -96,8 +111,19 @@ def _innermost(exc: BaseException) -> BaseException:
             return exc
 
 
-async def trace(stream: trio.SocketStream, owner: Owner | None, *, patient: bool) -> int | None:
-    """The worker at the other end; a patient look gives it a few milliseconds to accept."""
+async def trace(
+    stream: trio.SocketStream,
+    owner: Owner | None,
+    progress: Progress,
+    *,
+    patient: bool,
+    cheaply: bool = False,
+) -> int | None:
+    """The worker at the other end; a patient look gives it a few milliseconds to accept.
+
+    `cheaply`: only where that costs next to nothing, since the answer will name it as well. A
+    search does not count as the server's time.
+    """
     if owner is None or stream.socket.family not in (trio.socket.AF_INET, trio.socket.AF_INET6):
         return None
     try:
@@ -106,7 +132,8 @@ async def trace(stream: trio.SocketStream, owner: Owner | None, *, patient: bool
         return None  # it was reset already: there is no other end any more
     for pause in _ACCEPT_PAUSES if patient else (0.0,):
         await trio.sleep(pause)
-        pid = owner(here, there)
+        with progress.own_time():
+            pid = await owner(here, there, cheaply=cheaply)
         if pid is not None:
             return pid
     return None

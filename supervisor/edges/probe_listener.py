@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from enum import Enum
 from itertools import chain
 from pathlib import Path
@@ -126,19 +126,6 @@ class ProbeListener:
             return Sharing.ABSENT
         others = socket_owners.inodes_of(old_master) if old_master is not None else frozenset()
         return Sharing.SHARED if listening & others or listening - own else Sharing.EXCLUSIVE
-
-    def connection_owner(
-        self,
-        local: socket_owners.SocketAddress,
-        peer: socket_owners.SocketAddress,
-        pids: Iterable[int],
-    ) -> int | None:
-        """Which of `pids` holds the other end of our connection from `local` to `peer`.
-
-        None where none of them does, or where nobody has accepted it yet.
-        """
-        inode = socket_owners.connection_inode(peer, local)
-        return None if inode is None else socket_owners.owner_of(inode, tuple(pids))
 
     def _replace(self, text: str) -> None:
         try:

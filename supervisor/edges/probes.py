@@ -16,7 +16,7 @@ from typing import assert_never
 import structlog
 import trio
 
-from supervisor.core.observation import Observation, Outcome, bounded_detail
+from supervisor.core.observation import Attribution, Observation, Outcome, bounded_detail
 from supervisor.core.probe_settings import (
     Address,
     ExecProbe,
@@ -27,9 +27,9 @@ from supervisor.core.probe_settings import (
 )
 from supervisor.edges.exec_probe import Identity, check_exec
 from supervisor.edges.http_probe import check_http
+from supervisor.edges.owner_finding import Owner
 from supervisor.edges.probe_finding import (
     Finding,
-    Owner,
     Progress,
     cause_of,
     connect,
@@ -53,7 +53,7 @@ AGAIN = 0.01
 class Aim:
     """What the probes are aimed at, and how their answers are attributed to `generation`.
 
-    The callables run in the supervisor's own thread and must not block.
+    The callables run in the supervisor's own thread and must not block (`owner` may wait).
     """
 
     generation: int
@@ -282,7 +282,16 @@ class Prober:
             latency=found.latency,
             generation=aim.generation if attributed else None,
             worker_pid=worker if attributed else None,
+            attribution=_generation_by(found, aim) if attributed else None,
+            worker_by=found.worker_by if attributed else None,
         )
+
+
+def _generation_by(found: Finding, aim: Aim) -> Attribution | None:
+    """The best way in which it is known that `aim.generation` has answered."""
+    if aim.exclusive is not None:
+        return Attribution.PRIVATE_LISTENER
+    return found.worker_by or Attribution.SOLE_GENERATION
 
 
 async def _check_tcp(probe: TcpProbe, address: Address, owner: Owner | None) -> Finding:
@@ -296,7 +305,10 @@ async def _check_tcp(probe: TcpProbe, address: Address, owner: Owner | None) -> 
             return progress.finding(outcome_of(exc), f"cannot connect: {cause_of(exc)}")
         took = progress.elapsed
         async with stream:
-            worker = await trace(stream, owner, patient=True)
-        return Finding(outcome=Outcome.PASS, detail="connected", latency=took, worker_pid=worker)
+            worker = await trace(stream, owner, progress, patient=True)
+        return Finding(
+            outcome=Outcome.PASS, detail="connected", latency=took, worker_pid=worker,
+            worker_by=None if worker is None else Attribution.SOCKET_OWNER,
+        )  # fmt: skip
 
     return await within(probe.timeout, open_and_close)

@@ -8,11 +8,14 @@ is read from /proc/net/tcp and tcp6, which list all of them (proc(5)).
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "0.0.0.0", "::"})  # noqa: S104 - compared, not bound
@@ -38,6 +41,16 @@ _HEX_LINE_MINIMUM = 10  # columns of /proc/net/tcp up to the inode
 
 class _NoDiag(Exception):  # noqa: N818 - caught in this module, the sign to read /proc
     """The kernel does not answer sock_diag requests."""
+
+
+@cache
+def has_diag() -> bool:
+    """Whether the kernel answers about one socket; else each question reads the list of all."""
+    try:
+        _ask(socket.AF_INET, _ANY_STATE, _NOBODY, _NOBODY, dump=False)
+    except _NoDiag:
+        return False
+    return True
 
 
 def listening_inodes(port: int) -> frozenset[int]:
@@ -66,9 +79,74 @@ def inodes_of(pid: int) -> frozenset[int]:
     return frozenset(_inodes_of(pid))
 
 
-def owner_of(inode: int, pids: Iterable[int]) -> int | None:
-    """The first of `pids` that has the socket `inode` open."""
-    return next((pid for pid in pids if any(one == inode for one in _inodes_of(pid))), None)
+def owner_of(inode: int, pids: Iterable[int], *, seconds: float = math.inf) -> int | None:
+    """The first of `pids` that has the socket `inode` open, None where none has. Blocks.
+
+    One look costs some microseconds for each descriptor of these processes. A new descriptor gets
+    the lowest number that is free, so what was opened just now is most often near the first gap:
+    there is looked first, in all of them. Raises SearchEnded after `seconds` of CPU time.
+    """
+    ends = time.thread_time() + seconds
+    rest: list[tuple[int, list[int]]] = []
+    for pid in pids:
+        numbers = _numbers(pid)
+        new, old = _newest_first(numbers)
+        if _holds(pid, new, inode, ends):
+            return pid
+        rest.append((pid, old))
+    return next((pid for pid, old in rest if _holds(pid, old, inode, ends)), None)
+
+
+class SearchEnded(Exception):  # noqa: N818 - no error: it takes longer than it may
+    """It was not found in the time that it may take."""
+
+
+def descriptors_of(pid: int) -> int | None:
+    """How many descriptors `pid` has open; None where that cannot be told without counting."""
+    try:
+        return os.stat(f"/proc/{pid}/fd").st_size or None  # Linux 6.2; 0 before
+    except OSError:
+        return 0
+
+
+_AROUND = 1024
+"""Numbers on each side of the first gap that are looked at first."""
+_CLOCK_EVERY = 64
+
+
+def _numbers(pid: int) -> list[int]:
+    try:
+        return sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
+    except OSError:
+        return []
+
+
+def _newest_first(numbers: list[int]) -> tuple[list[int], list[int]]:
+    """The numbers near the first gap, and all others."""
+    low, high = 0, len(numbers)
+    while low < high:  # as far as each number stands at its own place there is no gap
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if numbers[middle] == middle else (low, middle)
+    begin, end = max(0, low - _AROUND), low + _AROUND
+    return numbers[begin:low][::-1] + numbers[low:end], numbers[end:] + numbers[:begin]
+
+
+def _holds(pid: int, numbers: list[int], inode: int, ends: float) -> bool:
+    wanted = f"socket:[{inode}]"
+    try:
+        folder = os.open(f"/proc/{pid}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        for at, number in enumerate(numbers):
+            if not at % _CLOCK_EVERY and time.thread_time() > ends:
+                raise SearchEnded
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if os.readlink(str(number), dir_fd=folder) == wanted:
+                    return True
+    finally:
+        os.close(folder)
+    return False
 
 
 def _inodes_of(pid: int) -> Iterator[int]:
@@ -88,6 +166,9 @@ def _inodes_of(pid: int) -> Iterator[int]:
 
 _Address = IPv4Address | IPv6Address
 _Endpoint = tuple[_Address, int]
+
+
+_NOBODY: _Endpoint = (IPv4Address("127.0.0.1"), 0)
 
 
 @dataclass(frozen=True, slots=True)

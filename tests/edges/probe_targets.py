@@ -14,6 +14,7 @@ import trio
 from supervisor.core.probe_settings import ExecProbe, HttpProbe, TcpAddress
 from supervisor.edges.exec_probe import Identity, check_exec
 from supervisor.edges.http_probe import check_http
+from supervisor.edges.owner_finding import Owner
 from supervisor.edges.probe_finding import Finding
 
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
@@ -22,6 +23,21 @@ CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 LIMIT = 30.0  # seconds; only a hang ever takes as long
 SELF = os.getpid()
 WORKER = (pwd.getpwnam("nobody").pw_uid, pwd.getpwnam("nobody").pw_gid)
+
+
+def held_by(pid: int | None) -> Owner:
+    """Every connection is held by `pid`."""
+    return owned_by(lambda: pid)
+
+
+def owned_by(tell: Callable[[], int | None]) -> Owner:
+    """A connection is held by whom `tell` says when it is asked about one."""
+
+    async def owner(here: object, there: object, *, cheaply: bool = False) -> int | None:
+        del here, there, cheaply
+        return tell()
+
+    return owner
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ import select
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 from supervisor.core.errors import Refusal
 from supervisor.core.settings import ProbeListenerSettings
 from supervisor.edges import probe_listener, socket_owners
+from supervisor.edges.owner_finding import OwnerFinder
 from supervisor.edges.probe_listener import ProbeListener, Sharing
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
@@ -81,7 +82,7 @@ def listening(*ports: int) -> Iterator[int]:
 
 
 @pytest.fixture(params=["sock_diag", "proc"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Both ways of asking the kernel give the same answers."""
     if request.param == "proc":
 
@@ -96,6 +97,10 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
             return real(family, *args, **kwargs)
 
         monkeypatch.setattr(socket_owners.socket, "socket", sockets_without_netlink)
+    socket_owners.has_diag.cache_clear()
+    assert socket_owners.has_diag() is (request.param == "sock_diag")
+    yield
+    socket_owners.has_diag.cache_clear()
 
 
 # --- ports ---
@@ -252,6 +257,12 @@ def connection_to(family: socket.AddressFamily, host: str, *, client: str) -> Co
     return connect
 
 
+async def owner(
+    here: tuple[object, ...], there: tuple[object, ...], pids: Collection[int]
+) -> int | None:
+    return await OwnerFinder(lambda: pids)(here, there)
+
+
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize(
     "connect",
@@ -260,33 +271,33 @@ def connection_to(family: socket.AddressFamily, host: str, *, client: str) -> Co
         *([connection_to(V6, "::", client="127.0.0.1")] if HAS_V6 else []),  # v4-mapped there
     ],
 )
-def test_the_owner_of_a_connection_is_found(listener: ProbeListener, connect: Connect) -> None:
+async def test_the_owner_of_a_connection_is_found(connect: Connect) -> None:
     ours, theirs = connect()
     with ours:
         here, there = ours.getsockname(), ours.getpeername()
         with theirs:
             inode = socket_owners.connection_inode(there, here)
             assert inode == os.fstat(theirs.fileno()).st_ino
-            assert listener.connection_owner(here, there, {os.getpid()}) == os.getpid()
+            assert await owner(here, there, {os.getpid()}) == os.getpid()
             with listening() as other:
-                assert listener.connection_owner(here, there, {other}) is None
-                found = listener.connection_owner(here, there, (other, os.getpid()))
+                assert await owner(here, there, {other}) is None
+                found = await owner(here, there, [other, os.getpid()])
                 assert found == os.getpid()
-            assert listener.connection_owner(here, there, {2**22 + 1}) is None
-    assert listener.connection_owner(here, there, {os.getpid()}) is None
+            assert await owner(here, there, {2**22 + 1}) is None
+    assert await owner(here, there, {os.getpid()}) is None
 
 
 @pytest.mark.usefixtures("way")
-def test_a_connection_that_nobody_accepted_has_no_owner(listener: ProbeListener) -> None:
+async def test_a_connection_that_nobody_accepted_has_no_owner() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = server.getsockname()
         with socket.create_connection(address, timeout=30) as ours:
             here = ours.getsockname()
-            assert listener.connection_owner(here, address, {os.getpid()}) is None
+            assert await owner(here, address, {os.getpid()}) is None
             ready, _, _ = select.select([server], [], [], 30)
             assert ready
         # And one that never was: the kernel names the listener, which is no connection.
-        assert listener.connection_owner(("127.0.0.1", 1), address, {os.getpid()}) is None
+        assert await owner(("127.0.0.1", 1), address, {os.getpid()}) is None
 
 
 def test_sockets_of_a_process() -> None:

@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from supervisor.core.observation import DETAIL_BYTES, Observation, Outcome
+from supervisor.core.observation import DETAIL_BYTES, Attribution, Observation, Outcome
 from supervisor.core.probe_settings import ProbeSettings, TcpAddress, TcpProbe
 from supervisor.edges.probes import Aim, Prober
 from tests.edges.probe_targets import (
@@ -22,7 +22,9 @@ from tests.edges.probe_targets import (
     SELF,
     WORKER,
     answering,
+    held_by,
     http,
+    owned_by,
     read_request,
     script,
     serving,
@@ -68,6 +70,7 @@ async def test_probes_run_again_and_again_for_the_generation_that_is_aimed_at() 
             seen = await reports.next(6)
             assert {one.probe for one in seen} == {"home", "second"}
             assert {(one.outcome, one.generation) for one in seen} == {(Outcome.PASS, 1)}
+            assert {one.attribution for one in seen} == {Attribution.SOLE_GENERATION}
 
 
 async def test_a_new_aim_starts_a_fresh_round_at_once() -> None:
@@ -148,12 +151,14 @@ async def test_an_answer_over_a_shared_listener_proves_nothing() -> None:
             prober.aim(
                 Aim(
                     generation=2, address=("127.0.0.1", port), exclusive=lambda: private[0],
-                    owner=lambda _here, _there: SELF,
+                    owner=held_by(SELF),
                 )
             )  # fmt: skip
             (seen,) = await reports.next()
             assert (seen.outcome, seen.generation) == (Outcome.PASS, 2)
             assert seen.worker_pid == SELF
+            assert seen.attribution is Attribution.PRIVATE_LISTENER
+            assert seen.worker_by is Attribution.SOCKET_OWNER
             private[0] = False
             seen = (await reports.next(2))[1]
             assert (seen.outcome, seen.generation, seen.worker_pid) == (
@@ -182,9 +187,11 @@ async def test_on_a_public_address_only_a_traced_answer_counts(
     owner: int | None, expected: tuple[Outcome, int | None, int | None]
 ) -> None:
     async with serving(answering(OK)) as port, probing(http(port)) as (prober, reports):
-        prober.aim(Aim(generation=2, owner=lambda _here, _there: owner, sole=False))
+        prober.aim(Aim(generation=2, owner=held_by(owner), sole=False))
         (seen,) = await reports.next()
     assert (seen.outcome, seen.generation, seen.worker_pid) == expected
+    by = None if owner is None else Attribution.SOCKET_OWNER
+    assert (seen.attribution, seen.worker_by) == (by, by)
 
 
 @pytest.mark.parametrize("by", ["cover", "workers"])
@@ -207,13 +214,13 @@ async def test_every_worker_is_asked_for_at_once() -> None:
     workers = frozenset(range(100, 116))
     turn = iter(range(10**6))
 
-    def owner(_here: object, _there: object) -> int:
+    def owner() -> int:
         return 100 + (next(turn) * 7) % 16
 
     async with serving(answering(OK)) as port:
         probe = http(port, interval=3600.0)
         async with probing(probe) as (prober, reports):
-            prober.aim(Aim(generation=2, owner=owner, cover=workers))
+            prober.aim(Aim(generation=2, owner=owned_by(owner), cover=workers))
             seen = await reports.next(16)
             assert {one.worker_pid for one in seen} == workers
             # A new worker is asked for with the next round, without a new aim.
@@ -227,7 +234,7 @@ async def test_asking_for_a_worker_that_never_answers_ends() -> None:
     async with serving(answering(OK)) as port:
         for probes in ((http(port, interval=3600.0),), (tcp_probe(port), tcp_probe(port, "b"))):
             async with probing(*probes) as (prober, reports):
-                prober.aim(Aim(generation=2, owner=lambda _h, _t: 1, cover=frozenset({1, 2, 3, 4})))
+                prober.aim(Aim(generation=2, owner=held_by(1), cover=frozenset({1, 2, 3, 4})))
                 limit = math.ceil(16 * math.log(4)) + 16
                 await reports.next(limit + len(probes))
                 with trio.move_on_after(0.2):
@@ -246,7 +253,7 @@ async def test_a_failure_is_not_asked_for_again_at_once() -> None:
         serving(answering(b"x")) as port,
         probing(http(port, interval=3600.0), tcp_probe(port)) as (prober, reports),
     ):
-        prober.aim(Aim(generation=2, owner=lambda _h, _t: 1, cover=frozenset({1, 2})))
+        prober.aim(Aim(generation=2, owner=held_by(1), cover=frozenset({1, 2})))
         seen = await reports.next(2)
         with trio.move_on_after(0.2):
             await reports.next()
@@ -281,7 +288,7 @@ async def test_a_probe_that_is_not_asked_there_goes_on_asking_its_own_address() 
         prober.aim(
             Aim(
                 generation=2, address=("127.0.0.1", 1), exclusive=lambda: True, prove_within=10.0,
-                owner=lambda _h, _t: 1, cover=frozenset({1, 2}), not_asked={"home": "not its own"},
+                owner=held_by(1), cover=frozenset({1, 2}), not_asked={"home": "not its own"},
             )
         )  # fmt: skip
         (seen,) = await reports.next()
@@ -365,20 +372,20 @@ async def test_who_asks_for_it_is_heard_before_the_interval() -> None:
 async def test_in_public_an_answer_of_nobody_known_is_asked_for_again() -> None:
     found = iter([None, None, 1, *[None] * 1000])
 
-    def owner(_here: object, _there: object) -> int | None:
+    def owner() -> int | None:
         return next(found)
 
     async with (
         serving(answering(OK)) as port,
         probing(http(port, interval=3600.0)) as (prober, reports),
     ):
-        prober.aim(Aim(generation=2, owner=owner, cover=frozenset({1}), sole=False))
+        prober.aim(Aim(generation=2, owner=owned_by(owner), cover=frozenset({1}), sole=False))
         (seen,) = await reports.next()
         assert seen.worker_pid == 1
         with trio.move_on_after(0.1):
             await reports.next()
         assert len(reports.all) == 1  # every worker has answered
-        prober.aim(Aim(generation=2, owner=owner, cover=frozenset({1}), sole=False))
+        prober.aim(Aim(generation=2, owner=owned_by(owner), cover=frozenset({1}), sole=False))
         await reports.next(17)  # bounded: it may never be reached
         with trio.move_on_after(0.2):
             await reports.next()

@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from supervisor.core.observation import Outcome
+from supervisor.core.observation import Attribution, Outcome
 from supervisor.core.probe_settings import TcpAddress, TcpProbe, UnixAddress
-from supervisor.core.settings import ProbeListenerSettings
 from supervisor.edges.http_probe import MOST_BODY, check_http
+from supervisor.edges.owner_finding import OwnerFinder
 from supervisor.edges.probe_finding import Finding
-from supervisor.edges.probe_listener import ProbeListener
 from supervisor.edges.probes import _check_tcp
 from tests.edges.probe_targets import (
     CHUNKED,
@@ -22,7 +21,9 @@ from tests.edges.probe_targets import (
     SELF,
     answering,
     ask,
+    held_by,
     http,
+    owned_by,
     read_request,
     serving,
 )
@@ -154,7 +155,7 @@ async def test_a_unix_socket(tmp_path: Path) -> None:
             nursery.start_soon(trio.serve_listeners, answering(OK), [trio.SocketListener(bound)])
             probe = http(80, address=UnixAddress(str(path)))
             # An owner is not asked: there is no address by which to find the connection.
-            found = await check_http(probe, probe.address, lambda _h, _t: 1, known=bool)
+            found = await check_http(probe, probe.address, held_by(1), known=bool)
             nursery.cancel_scope.cancel()
     assert (found.outcome, found.worker_pid) == (Outcome.PASS, None)
     gone = await check_http(probe, UnixAddress(str(path) + "x"), None, known=bool)
@@ -174,29 +175,42 @@ async def test_a_header_may_name_a_known_worker(value: bytes, pid: int | None) -
 
 @pytest.mark.parametrize("close", [True, False])
 async def test_the_worker_is_found_by_its_socket(close: bool) -> None:  # noqa: FBT001
-    listener = ProbeListener(ProbeListenerSettings())
     async with serving(answering(OK, close=close)) as port:
         probe = http(port)
-        found = await check_http(
-            probe,
-            probe.address,
-            lambda here, there: listener.connection_owner(here, there, {SELF}),
-            known=lambda _pid: False,
-        )
+        owner = OwnerFinder(lambda: {SELF})
+        found = await check_http(probe, probe.address, owner, known=lambda _pid: False)
     assert (found.outcome, found.worker_pid) == (Outcome.PASS, SELF)
+    assert found.worker_by is Attribution.SOCKET_OWNER
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_the_header_of_a_known_worker_goes_before_the_search(known: bool) -> None:  # noqa: FBT001
+    answer = b"HTTP/1.1 200 OK\r\nX-Pid: 77\r\nContent-Length: 0\r\n\r\n"
+    dear: list[bool] = []
+
+    async def owner(here: object, there: object, *, cheaply: bool = False) -> int | None:
+        dear.append(not cheaply)
+        return None if cheaply else 78
+
+    async with serving(answering(answer, close=False)) as port:
+        probe = http(port, pid_header="X-Pid")
+        found = await check_http(probe, probe.address, owner, known=lambda _pid: known)
+    expected = (77, Attribution.RESPONSE_HEADER) if known else (78, Attribution.SOCKET_OWNER)
+    assert (found.worker_pid, found.worker_by) == expected
+    assert any(dear) is not known
 
 
 async def test_a_worker_that_is_found_late_is_found_after_the_answer() -> None:
     looks = 0
 
-    def late(_here: object, _there: object) -> int | None:
+    def late() -> int | None:
         nonlocal looks
         looks += 1
         return SELF if looks > 4 else None
 
     async with serving(answering(OK, close=False)) as port:
         probe = http(port)
-        found = await check_http(probe, probe.address, late, known=lambda _pid: False)
+        found = await check_http(probe, probe.address, owned_by(late), known=lambda _pid: False)
     assert found.worker_pid == SELF
 
 
@@ -229,7 +243,18 @@ async def test_cancelling_closes_the_connection() -> None:
 async def test_tcp_passes_where_someone_listens() -> None:
     async with serving(answering()) as port:
         probe = TcpProbe(name="n", address=TcpAddress("127.0.0.1", port), timeout=LIMIT)
-        found = await _check_tcp(probe, probe.address, lambda _h, _t: 5)
+        found = await _check_tcp(probe, probe.address, held_by(5))
         assert (found.outcome, found.detail, found.worker_pid) == (Outcome.PASS, "connected", 5)
     found = await _check_tcp(probe, probe.address, None)
     assert (found.outcome, found.detail) == (Outcome.FAIL, "cannot connect: Connection refused")
+
+
+async def test_the_search_for_a_worker_is_not_the_servers_time() -> None:
+    async def slow(here: object, there: object, *, cheaply: bool = False) -> int | None:
+        await trio.sleep(0.3)
+        return SELF
+
+    async with serving(answering(OK)) as port:
+        probe = http(port, timeout=0.25)
+        found = await check_http(probe, probe.address, slow, known=lambda _pid: False)
+    assert (found.outcome, found.worker_pid) == (Outcome.PASS, SELF)
