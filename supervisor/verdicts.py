@@ -25,7 +25,7 @@ It stands for all later ones: no later phase waits for the disk. docs/adr/0005 s
 _CONDEMNS = frozenset(
     {
         "candidate_exited", "start_timeout", "no_workers", "worker_died", "worker_fatal",
-        "workers_respawning", "probe_failed",
+        "workers_respawning", "probe_failed", "error_log",
     }
 )  # fmt: skip
 """Reasons of a rollback that speak against the candidate's binary; the others blame something else

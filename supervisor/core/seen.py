@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+from supervisor.core.error_log import kind_of
 from supervisor.core.signals import (
     LogLine,
     ProcessEnded,
@@ -20,8 +21,12 @@ from supervisor.core.signals import (
     to_data,
 )
 
-LINES = 256
-"""Log lines that are remembered of a generation."""
+LINES = 64
+"""Log lines that are remembered of one kind of a generation."""
+KINDS = 256
+"""Kinds of log lines that are remembered of a generation; the oldest one goes first."""
+BEFORE = 0
+"""The number that stands for what a log held before anybody watched; no generation has it."""
 ENDS = 64
 """Ends of processes that are remembered of a generation."""
 SAMPLES = 64
@@ -36,7 +41,7 @@ class Seen:
     """The newest signals of each generation, in the order in which they came."""
 
     def __init__(self) -> None:
-        self._lines: dict[int, deque[LogLine]] = {}
+        self._lines: dict[int, dict[str, deque[LogLine]]] = {}
         self._ends: dict[int, deque[ProcessEnded]] = {}
         self._usage: dict[tuple[int, int], deque[Usage]] = {}
         self._queues: dict[tuple[int, str], deque[Queue]] = {}
@@ -45,7 +50,7 @@ class Seen:
         """Remember it; a log line that is nobody's is forgotten at once."""
         if isinstance(one, LogLine):
             if one.generation is not None:
-                _append(self._lines, one.generation, one, LINES)
+                self._add_line(one.generation, one)
         elif isinstance(one, ProcessEnded):
             _append(self._ends, one.generation, one, ENDS)
         elif isinstance(one, Usage):
@@ -53,19 +58,27 @@ class Seen:
         else:
             _append(self._queues, (one.generation, one.address), one, SAMPLES)
 
+    def _add_line(self, generation: int, line: LogLine) -> None:
+        kinds = self._lines.setdefault(generation, {})
+        kind = kind_of(line.text)
+        if kind not in kinds and len(kinds) >= KINDS:
+            del kinds[next(iter(kinds))]
+        kinds.setdefault(kind, deque(maxlen=LINES)).append(line)
+
     def keep_only(self, generations: Collection[int]) -> None:
         """Forget all others: they are gone and no reference any more."""
-        for of_generation in (self._lines, self._ends):
-            for number in of_generation.keys() - generations:
-                del of_generation[number]
+        for number in self._lines.keys() - generations - {BEFORE}:
+            del self._lines[number]
+        for number in self._ends.keys() - generations:
+            del self._ends[number]
         for process in [one for one in self._usage if one[0] not in generations]:
             del self._usage[process]
         for queue in [one for one in self._queues if one[0] not in generations]:
             del self._queues[queue]
 
-    def lines(self, generation: int) -> Sequence[LogLine]:
-        """The log lines of one generation."""
-        return tuple(self._lines.get(generation, ()))
+    def lines(self, generation: int) -> Mapping[str, Sequence[LogLine]]:
+        """The log lines of one generation, by their kind."""
+        return {kind: tuple(row) for kind, row in self._lines.get(generation, {}).items()}
 
     def ends(self, generation: int) -> Sequence[ProcessEnded]:
         """The processes of one generation that ended."""
@@ -96,7 +109,10 @@ class Seen:
         return seen
 
     def _all(self) -> Iterator[Signal]:
-        for memory in (self._lines, self._ends, self._usage, self._queues):
+        for kinds in self._lines.values():
+            for lines in kinds.values():
+                yield from lines
+        for memory in (self._ends, self._usage, self._queues):
             for row in memory.values():
                 yield from row
 

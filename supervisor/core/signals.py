@@ -45,6 +45,7 @@ class LogLine:
     level: Severity
     text: str  # bounded and printable
     at: float
+    log: str = ""  # where it stands, for people
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

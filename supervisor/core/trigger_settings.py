@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from supervisor.core.seen import LINES
 from supervisor.core.settings_table import Table
+from supervisor.core.signals import Severity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,6 +19,21 @@ class TriggerSettings:
     """Unexpected ends of workers that are a loop; 0: never."""
     respawn_interval: float = 10.0
     """Seconds in which they have to come."""
+    error_log_emerg: int = 1
+    """Lines of one new kind at this level that condemn; 0: none do."""
+    error_log_alert: int = 1
+    error_log_crit: int = 5
+    error_log_ignore: tuple[str, ...] = ()
+    """Regular expressions of lines that condemn nobody, besides the built-in ones."""
+
+    @property
+    def error_log_lines(self) -> Mapping[Severity, int]:
+        """How many lines of one new kind condemn, by level."""
+        return {
+            Severity.EMERG: self.error_log_emerg,
+            Severity.ALERT: self.error_log_alert,
+            Severity.CRIT: self.error_log_crit,
+        }
 
 
 DEFAULT_TRIGGERS = TriggerSettings()
@@ -28,4 +47,23 @@ def parse_triggers(table: Table) -> TriggerSettings:
         respawn_interval=table.duration(
             "respawn_interval", default.respawn_interval, positive=True
         ),
+        error_log_emerg=table.integer(
+            "error_log_emerg", default.error_log_emerg, least=0, most=LINES
+        ),
+        error_log_alert=table.integer(
+            "error_log_alert", default.error_log_alert, least=0, most=LINES
+        ),
+        error_log_crit=table.integer("error_log_crit", default.error_log_crit, least=0, most=LINES),
+        error_log_ignore=tuple(
+            _expression(table, one) for one in table.texts("error_log_ignore", default=())
+        ),
     )
+
+
+def _expression(table: Table, text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as exc:
+        problem = f"{text!r} is no regular expression: {exc}"
+        raise table.error("error_log_ignore", problem) from exc
+    return text

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from supervisor.core.seen import Seen
-from supervisor.core.signals import Signal
+from supervisor.core.error_log_rules import condemning
+from supervisor.core.seen import BEFORE, Seen
+from supervisor.core.signals import LogLine, Signal
 from supervisor.core.trigger_settings import TriggerSettings
 
 
@@ -46,7 +47,25 @@ class Rule:
     look: Callable[[Case, TriggerSettings], Trigger | None]
 
 
-TRIGGERS: tuple[Rule, ...] = ()
+def error_log(case: Case, settings: TriggerSettings) -> Trigger | None:
+    """Lines at `emerg`, `alert` or `crit` of a kind that was not there before."""
+    known = set(case.seen.lines(BEFORE))
+    if case.reference is not None:
+        known |= set(case.seen.lines(case.reference))
+    line = condemning(
+        case.seen.lines(case.candidate), known, settings.error_log_lines, settings.error_log_ignore
+    )
+    if line is None:
+        return None
+    where = f" into {line.log}" if line.log else ""
+    detail = (
+        f"process {line.pid} of the candidate g{case.candidate} wrote{where} "
+        f"[{line.level.name.lower()}] {line.text}; nobody wrote such a line before"
+    )
+    return Trigger(reason="error_log", detail=detail)
+
+
+TRIGGERS: tuple[Rule, ...] = (Rule((LogLine,), error_log),)
 
 
 def weigh(

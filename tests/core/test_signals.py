@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -41,7 +42,7 @@ def remembering(*signals: Signal) -> Seen:
 
 def test_each_kind_is_remembered_by_what_it_speaks_of() -> None:
     seen = remembering(LINE, END, USAGE, QUEUE)
-    assert seen.lines(NEW) == (LINE,)
+    assert seen.lines(NEW) == {"a line": (LINE,)}
     assert seen.ends(NEW) == (END,)
     assert seen.usage(NEW) == {7: (USAGE,)}
     assert seen.queues(NEW) == {"127.0.0.1:80": (QUEUE,)}
@@ -69,19 +70,19 @@ def test_the_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2 * max(LINES, ENDS, SAMPLES)):
         for one in (LINE, END, USAGE, QUEUE):
             seen.add(one)
-    assert len(seen.lines(NEW)) == LINES
+    assert len(seen.lines(NEW)["a line"]) == LINES
     assert len(seen.ends(NEW)) == ENDS
     assert len(seen.usage(NEW)[7]) == len(seen.queues(NEW)["127.0.0.1:80"]) == SAMPLES
     monkeypatch.setattr(seen_module, "SUBJECTS", 2)
     for generation in range(5):
-        seen.add(LogLine(generation=generation, pid=1, level=Severity.CRIT, text="", at=0.0))
-    assert [bool(seen.lines(one)) for one in range(5)] == [False, False, False, True, True]
+        seen.add(replace(END, generation=generation))
+    assert [bool(seen.ends(one)) for one in range(5)] == [False, False, False, True, True]
 
 
 def test_it_goes_over_to_another_program_with_its_own_clock() -> None:
     data = json.loads(json.dumps(remembering(LINE, END, USAGE, QUEUE).to_data(now=20.0)))
     there = Seen.from_data(data, now=1020.0)
-    (line,) = there.lines(NEW)
+    (line,) = there.lines(NEW)["a line"]
     assert line == LogLine(generation=NEW, pid=7, level=Severity.ALERT, text="a line", at=1010.0)
     assert there.ends(NEW)[0].kind is ProcessKind.WORKER
     assert there.usage(NEW)[7][0].at == 1012.0
@@ -93,7 +94,7 @@ def case() -> Case:
 
 
 def fires(on: Case, _settings: TriggerSettings) -> Trigger | None:
-    return Trigger(reason="said", detail=on.seen.lines(on.candidate)[0].text)
+    return Trigger(reason="said", detail=on.seen.lines(on.candidate)["a line"][0].text)
 
 
 def silent(_case: Case, _settings: TriggerSettings) -> Trigger | None:

@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-NAMES = ("wire", "methods", "settings", "records", "texts")
+NAMES = ("wire", "methods", "settings", "records", "texts", "error_log")
 CORPUS = Path(__file__).with_name("corpus")
 FOUND = Path("fuzz-found")
 LONGEST_INPUT = 4000
@@ -33,6 +33,8 @@ _TOKENS = (
     "[nginx]", "[control]", "[[probe]]", "binary = ", "config = ", '"/a"', "true", "null", "{}",
     '"v":1', '"n":0', '"record":', '"crc":', "NaN", "listen ", "server {", "location / {",
     "include /*;", "worker_processes ", "nginx version: nginx/", "configure arguments:",
+    "2026/11/24 13:11:55 [alert] 7#7: ", "2026/11/24 13:11:55 [crit] 7#7: *1 ", "%0a",
+    "failed (2: ", "<186>Nov 24 13:32:44 host nginx: ", ", client: ", '" was not found in "', "%22",
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@
 - `methods`: every method with any parameters, by callers of every role, over the real route table.
 - `settings`: the TOML of the supervisor's own configuration.
 - `records`: journal, history and known masters, as a disk may give them back.
+- `error_log`: pieces of nginx's error log, and datagrams to the supervisor's syslog socket.
 - `texts`: what `nginx -T` and `nginx -V` print, and the head of a file that may be an executable.
 
 They need nothing but the standard library besides what the supervisor needs: a coverage-guided
@@ -30,11 +31,14 @@ from supervisor.core import commands
 from supervisor.core.access import NO_ID, Kind, Role, Who, grants_of
 from supervisor.core.duration import LONGEST
 from supervisor.core.elf import Architecture, architecture_of, check_executable
+from supervisor.core.error_log import KIND, TEXT, kind_of, parse_datagram, parse_line, severe
+from supervisor.core.error_log_rules import is_harmless
 from supervisor.core.errors import ConfigError
 from supervisor.core.nginx_config import effective, folders_of, parse_dump, parse_globals
 from supervisor.core.nginx_version import lost_modules, module_of_error, parse_build
 from supervisor.core.server_blocks import server_blocks
 from supervisor.core.settings import ControlSettings, Settings, nginx_argv, parse_settings
+from supervisor.core.signals import Severity
 from supervisor.edges.config_file import settings_in
 from supervisor.edges.control import ControlService, Gate, Limits, Peer
 from supervisor.edges.control_connection import Connection
@@ -257,7 +261,7 @@ async def _serve(stream: bytes, peer: Peer) -> tuple[list[wire.Reply], FakeBacke
 _KEYS = sorted(
     {
         key
-        for source in ("settings", "probe_settings")
+        for source in ("settings", "probe_settings", "trigger_settings")
         for key in re.findall(
             r"\btable\.\w+\(\s*\"(\w+)\"", (_SOURCES / "core" / f"{source}.py").read_text()
         )
@@ -265,6 +269,7 @@ _KEYS = sorted(
 )
 _TABLES = (
     "nginx", "control", "state", "probe_listener", "upgrade", "restart", "stop", "log", "probe",
+    "triggers",
 )  # fmt: skip
 _NGINX = {"binary": "/usr/sbin/nginx", "config": "/etc/nginx/nginx.conf"}
 
@@ -391,10 +396,33 @@ def texts_target(data: bytes) -> None:
             server_blocks("# configuration file /a:\nhttp {\n" + text)
 
 
+# --- error logs ---------------------------------------------------------------------------------
+
+
+def error_log_target(data: bytes) -> None:
+    """Anything in a log, or in a datagram, is bounded printable entries, or nothing."""
+    choices = Choices(data)
+    start = choices.number(255)
+    piece = data[1:] + b"\n"
+    found = severe(piece)
+    later = severe(piece, start=min(start, len(piece)))
+    assert len(later.entries) + later.more + later.doubtful <= piece.count(b"\n")
+    entries = [*found.entries, *later.entries, parse_datagram(data), parse_line(data)]
+    for entry in entries:
+        if entry is not None:
+            assert entry.text.isprintable()
+            assert len(entry.text) <= TEXT
+            assert 0 <= entry.pid < 10**10
+            assert len(kind_of(entry.text)) <= KIND
+            is_harmless(entry.text)
+    assert all(one.severity <= Severity.CRIT for one in found.entries)
+
+
 TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "wire": wire_target,
     "methods": methods_target,
     "settings": settings_target,
     "records": records_target,
     "texts": texts_target,
+    "error_log": error_log_target,
 }
