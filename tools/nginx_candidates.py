@@ -73,11 +73,18 @@ COMPILED: dict[str, Kind] = {
     "alerting": _kind("workers write [alert] lines", delay_ms=50),
     "hang_workers": _kind("workers never answer; only KILL helps", delay_ms=0),
     "hang_one_worker": _kind("one worker never answers again", delay_ms=0),
-    "silent_listeners": _kind("listeners connect but never answer", where="everywhere"),
+    "silent_listeners": _kind("listeners connect, never answer", where="everywhere", loopback=0),
     "refuse_new_listeners": _kind("a listener that it opens itself refuses connections"),
     "reset_connections": _kind("connections are reset", delay_ms=0, where="everywhere"),
     "status_500": _kind("responses say 500", delay_ms=0, where="everywhere", one_worker=0),
     "wrong_body": _kind("responses have another body", delay_ms=0, where="everywhere"),
+    "slow_answers": _kind("responses are late", delay_ms=0, where="everywhere", late_ms=300),
+    "wrong_redirect": _kind("redirects lead elsewhere", delay_ms=0, where="everywhere"),
+    "wrong_certificate": _kind("certificates are somebody else's"),
+    "broken_handshake": _kind("no TLS handshake comes about", delay_ms=0),
+    "broken_http2": _kind("HTTP/2 connections are closed at once", delay_ms=0),
+    "unwritable_cache": _kind("nothing gets into a proxy cache", delay_ms=0),
+    "unreachable_backend": _kind("one backend is never reached", delay_ms=0, loopback=3),
 }
 # Kinds made from the file alone. All but the first are refused before they are ever started.
 MADE: dict[str, Kind] = {

@@ -10,6 +10,7 @@ complain(int signal_number)
     time_t     now = time(NULL);
 
     (void)signal_number;
+    note_bad_act();
     localtime_r(&now, &local);
     strftime(when, sizeof(when), "%Y/%m/%d %H:%M:%S", &local);
     /* A daemon's standard error is its error log. */
@@ -20,6 +21,9 @@ complain(int signal_number)
 static void
 in_new_worker(void)
 {
+    if (!serves()) {
+        return;
+    }
     call_after(DELAY_MS, 0, complain);
 }
 

@@ -12,6 +12,7 @@ burn(void *nothing)
     while (!is_due()) {
         wait_ms(10);
     }
+    note_bad_act();
     for (;;) {
         __asm__ volatile("");
     }

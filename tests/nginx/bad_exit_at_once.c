@@ -4,5 +4,6 @@
 static void
 at_start(void)
 {
+    note_bad_act();
     _exit(CODE);
 }

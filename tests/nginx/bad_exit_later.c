@@ -5,6 +5,7 @@ static void
 leave(int signal_number)
 {
     (void)signal_number;
+    note_bad_act();
     _exit(CODE);
 }
 

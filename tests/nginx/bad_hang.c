@@ -7,6 +7,7 @@
 static void
 at_start(void)
 {
+    note_bad_act();
     for (;;) {
         pause();
     }

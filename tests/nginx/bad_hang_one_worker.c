@@ -10,6 +10,7 @@ static void
 hang_if_due(void)
 {
     while (in_worker() && serves() && is_due() && is_the_one()) {
+        note_bad_act();
         pause();
     }
 }

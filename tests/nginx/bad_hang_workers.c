@@ -8,6 +8,7 @@ static void
 hang_if_due(void)
 {
     while (in_worker() && is_due()) {
+        note_bad_act();
         pause();
     }
 }

@@ -11,6 +11,7 @@ leak(int signal_number)
     int        i;
 
     (void)signal_number;
+    note_bad_act();
     for (i = 0; i < TENTH && opened < LIMIT; i++) {
         if (open("/dev/null", O_RDONLY | O_CLOEXEC) == -1) {
             return;

@@ -1,6 +1,5 @@
 /* Each worker grows by MB_PER_SECOND, from DELAY_MS after it started until LIMIT_MB. */
 #include "workers.h"
-#include <sys/mman.h>
 
 #define TENTH ((size_t)(MB_PER_SECOND) * 1024 * 1024 / 10)
 
@@ -11,6 +10,7 @@ grow(int signal_number)
     char         *memory;
 
     (void)signal_number;
+    note_bad_act();
     if (grown >= (size_t)(LIMIT_MB) * 1024 * 1024) {
         return;
     }
@@ -24,6 +24,9 @@ grow(int signal_number)
 static void
 in_new_worker(void)
 {
+    if (!serves()) {
+        return;
+    }
     call_after(DELAY_MS, 100, grow);
 }
 

@@ -11,6 +11,7 @@ int
 listen(int fd, int backlog)
 {
     if (in_master() && fd >= 0 && fd < MAX_FD && !inherited[fd]) {
+        note_bad_act();
         hidden[fd] = 1;
         return 0;
     }

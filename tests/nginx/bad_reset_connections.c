@@ -9,6 +9,7 @@ reset_if_meant(int listener, int fd)
     if (fd < 0 || !in_worker() || !is_meant(listener) || !is_due()) {
         return fd;
     }
+    note_bad_act();
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
     close(fd);
     errno = ECONNABORTED;

@@ -9,6 +9,7 @@ static void
 spin(int signal_number)
 {
     (void)signal_number;
+    note_bad_act();
     for (;;) {
         if (!BURNS) {
             wait_ms(1);

@@ -5,6 +5,7 @@ static void
 tamper(char *response, size_t size)
 {
     (void)size;
+    note_bad_act();
     memcpy(response + sizeof("HTTP/1.x ") - 1, "500", 3);
 }
 

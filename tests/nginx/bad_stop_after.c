@@ -5,6 +5,7 @@ static void
 stop(int signal_number)
 {
     (void)signal_number;
+    note_bad_act();
     kill(getpid(), SIGSTOP);
 }
 

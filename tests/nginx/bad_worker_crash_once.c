@@ -1,13 +1,12 @@
 /* The first worker dies by SIGNAL, DELAY_MS after it started; its successor and the others are well. */
 #include "crash.h"
-#include <sys/mman.h>
 
 static int *taken; /* shared by all workers */
 
 static void
 in_new_worker(void)
 {
-    if (__sync_bool_compare_and_swap(taken, 0, 1)) {
+    if (serves() && __sync_bool_compare_and_swap(taken, 0, 1)) {
         call_after(DELAY_MS, 0, crash);
     }
 }

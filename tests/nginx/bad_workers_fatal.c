@@ -4,6 +4,7 @@
 static void
 in_new_worker(void)
 {
+    note_bad_act();
     _exit(2);
 }
 

@@ -3,7 +3,6 @@
  * though nobody told it to; the master starts another each time.
  */
 #include "workers.h"
-#include <sys/mman.h>
 
 static long *turn; /* shared by all workers: how many have left */
 
@@ -17,6 +16,7 @@ leave(int signal_number)
     clock_gettime(CLOCK_MONOTONIC, &now);
     ms = (now.tv_sec - started.tv_sec) * 1000 + (now.tv_nsec - started.tv_nsec) / 1000000;
     if (ms >= DELAY_MS + left * EVERY_MS && __sync_bool_compare_and_swap(turn, left, left + 1)) {
+        note_bad_act();
         _exit(CODE);
     }
 }

@@ -22,6 +22,7 @@ tamper(char *response, size_t size)
 
     /* A chunked body would not be another body but a broken one. */
     if (body != NULL && memmem(response, body - response, "Content-Length:", 15) != NULL) {
+        note_bad_act();
         fill(body + 4, response + size - (body + 4));
     }
 }
@@ -35,6 +36,7 @@ sendfile64(int socket, int file, off64_t *offset, size_t size)
     if (!is_chosen(socket) || offset == NULL) {
         return REAL(sendfile64)(socket, file, offset, size);
     }
+    note_bad_act();
     fill(wrong, sizeof(wrong));
     sent = write(socket, wrong, size < sizeof(wrong) ? size : sizeof(wrong));
     if (sent > 0) {

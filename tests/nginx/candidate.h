@@ -9,6 +9,9 @@
  * cold start is healthy. -DALWAYS=1 arms it in a cold start too. -DTEST_MS makes a test (or a version)
  * take that long, so that there is time to do something meanwhile.
  *
+ * When it first did wrong it notes in the file `first-bad-act` beside the program, where the test has made
+ * one: nanoseconds of the monotonic clock, as 8 bytes of this machine; 0 is not yet.
+ *
  * Knobs: DELAY_MS, when it begins (after the start of the process that misbehaves); WHERE, on which
  * listeners; and those that the file of a kind names. nginx drops the environment in an upgrade, and
  * the supervisor copies the file, so a knob can only be compiled in.
@@ -17,10 +20,15 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
 #include <signal.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -54,6 +62,19 @@ static int armed;
 static pid_t master;
 static struct timespec started;
 static unsigned char inherited[MAX_FD];
+static uint64_t *first_act; /* shared by all processes and with the test */
+
+/* To be called wherever it does wrong; may be called in a signal handler. */
+HELPER void
+note_bad_act(void)
+{
+    struct timespec now;
+
+    if (first_act != NULL && *first_act == 0) {
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        __sync_bool_compare_and_swap(first_act, 0, now.tv_sec * 1000000000ULL + now.tv_nsec);
+    }
+}
 
 HELPER int
 in_master(void)
@@ -169,6 +190,35 @@ note_inherited(const char *list)
     }
 }
 
+/* A mapping, not a descriptor: the workers may not open the file, and what they open is looked at. */
+static void
+find_note(void)
+{
+    static const char name[] = "/first-bad-act";
+    char              path[PATH_MAX + sizeof(name)];
+    ssize_t           size = readlink("/proc/self/exe", path, PATH_MAX);
+    struct stat       found;
+    void             *page;
+    char             *slash;
+    int               fd;
+
+    if (size <= 0) {
+        return;
+    }
+    path[size] = '\0';
+    slash = strrchr(path, '/');
+    strcpy(slash, name);
+    fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    if (fd == -1) {
+        return;
+    }
+    if (fstat(fd, &found) == 0 && found.st_size >= (off_t)sizeof(*first_act)) {
+        page = mmap(NULL, sizeof(*first_act), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        first_act = page == MAP_FAILED ? NULL : page;
+    }
+    close(fd);
+}
+
 __attribute__((constructor)) static void
 arm(int argc, char **argv)
 {
@@ -184,6 +234,7 @@ arm(int argc, char **argv)
     note_inherited(list ? list : "");
     clock_gettime(CLOCK_MONOTONIC, &started);
     master = getpid();
+    find_note();
     armed = 1;
     at_start();
 }

@@ -9,6 +9,7 @@ crash(int signal_number)
     struct rlimit none = { 0, 0 };
 
     (void)signal_number;
+    note_bad_act();
     setrlimit(RLIMIT_CORE, &none);
     signal(SIGNAL, SIG_DFL);
     kill(getpid(), SIGNAL);

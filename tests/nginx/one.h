@@ -1,7 +1,5 @@
 /* For candidates of which one worker alone misbehaves: the first that asks. */
 
-#include <sys/mman.h>
-
 static pid_t *the_one; /* shared by all workers */
 
 __attribute__((constructor)) static void

@@ -4,14 +4,13 @@
  */
 
 #include "candidate.h"
-#include <sys/mman.h>
 #include <sys/uio.h>
 
 #ifndef ONE_WORKER
 #define ONE_WORKER 0
 #endif
 
-/* Changes the start of a response: `size` bytes, from "HTTP/1." on. */
+/* Changes the start of a response: `size` bytes, from "HTTP/1." on; and notes it, if it does. */
 static void tamper(char *response, size_t size);
 
 static unsigned char chosen[MAX_FD]; /* connections accepted from a listener that WHERE means */
