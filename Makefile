@@ -7,7 +7,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv nginx check test test-pairs matrix soak demo run bench bench-lost fuzz clean
+.PHONY: help venv nginx check test test-pairs matrix misbehaviours soak demo run bench bench-lost fuzz clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -18,6 +18,8 @@ help:
 	@echo 'make test-pairs  the end-to-end tests between all pairs of versions (with NGINX_BUILDS, test does that)'
 	@echo 'make matrix  every fault at every point of what the supervisor does, on real nginx (about 10 min);'
 	@echo '             make test runs a third of it: MATRIX_SEED=N chooses another one'
+	@echo 'make misbehaviours  thirty candidates that go wrong, each three times, and writes docs/misbehaviours.md'
+	@echo '             (about 12 min; ROUNDS=N); make test runs a third of them (MATRIX_SEED=N)'
 	@echo 'make demo    a live nginx is upgraded, then four bad builds are rolled back (about 30 s)'
 	@echo 'make run     the supervisor in the foreground with a sample site, to try things by hand'
 	@echo 'make bench   what the supervisor adds to the time of an upgrade; what a status and the libraries cost'
@@ -67,6 +69,10 @@ soak: nginx
 
 matrix: nginx
 	@$(VENV)/bin/pytest tests/e2e/test_matrix.py tests/e2e/test_races.py --matrix all -q -n 3 --dist worksteal $(PYTEST_ARGS)
+
+ROUNDS := 3
+misbehaviours: nginx
+	@$(PY) -m tests.e2e.harness.misbehaviours --rounds $(ROUNDS)
 
 demo: nginx
 	@$(PY) -m tools.demo

@@ -1,20 +1,23 @@
-"""Three users of a site, each asking one thing after the other on new connections: a real process.
+"""Three users of a site, each asking one thing after the other: a process of its own.
 
     with Users(plan) as users:
         ...
-        answers = users.stop()
+        asked = users.stop()
 
 The first asks the http port for a page, a cached page, a redirect and a page of a backend; the
-second the second port; the third https, by HTTP/1.1 and by HTTP/2 in turn, and it trusts one
-authority alone. What each request came to is kept with its times, so that afterwards anyone can
-say who answered when. A request fails for a cause: `refused`, `reset`, `timeout`, `truncated`,
-`certificate`, `tls`, `status`, `body`, `redirect`.
+second the second port, now on a new connection and now on one that it keeps; the third https, by
+HTTP/1.1 and by HTTP/2 in turn, and it trusts one authority alone. What each request came to is kept
+with its times, so that afterwards anyone can say who answered when. A request fails for a cause:
+`refused`, `reset`, `timeout`, `truncated`, `certificate`, `tls`, `status`, `body`, `redirect`. A
+kept connection that is closed before one byte of an answer came is no failure: that request is made
+again.
 
 The process ends when its stdin closes, so it cannot outlive its parent.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import socket
@@ -69,28 +72,33 @@ class _FailedError(Exception):
 # --- HTTP/1.1
 
 
-def _read_all(connection: socket.socket) -> bytes:
-    parts = []
-    while part := connection.recv(65536):
-        parts.append(part)
-    return b"".join(parts)
+def _exchange(connection: socket.socket, name: str, path: str) -> tuple[str, dict[str, str], bytes]:
+    """Ask for `path`: the first line of the answer, its headers, and its whole body."""
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {name}\r\n\r\n".encode())
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += _more(connection, answer)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers = {key.lower(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    while len(body) < int(headers.get("content-length", 0)):
+        body += _more(connection, answer)
+    return first, headers, body
+
+
+def _more(connection: socket.socket, before: bytes) -> bytes:
+    part = connection.recv(65536)
+    if not part:
+        raise _FailedError("truncated" if before else "reset")
+    return part
 
 
 def _http1(connection: socket.socket, name: str, path: str, *, wanted: str = "") -> str:
     """Ask for `path`; the version in the answer. `wanted` is where it has to redirect to."""
-    request = f"GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n"
-    connection.sendall(request.encode())
-    answer = _read_all(connection)
-    head, found, body = answer.partition(b"\r\n\r\n")
-    if not found:
-        raise _FailedError("truncated" if answer else "reset")
-    first, *lines = head.decode("latin-1").split("\r\n")
-    headers = {key.lower(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    first, headers, body = _exchange(connection, name, path)
     version = headers.get("x-version", "")
     if first.split(" ")[1:2] != (["301"] if wanted else ["200"]):
         raise _FailedError("status", version)
-    if len(body) != int(headers.get("content-length", len(body))):
-        raise _FailedError("truncated", version)
     if wanted and headers.get("location") != wanted:
         raise _FailedError("redirect", version)
     if not wanted and body not in (b"ok\n", f"{version}\n".encode()):
@@ -136,6 +144,36 @@ def _frames(connection: socket.socket) -> Iterator[tuple[int, int, bytes]]:
 
 
 # --- the users
+
+
+class _Kept:
+    """Asks again and again on one connection; it is made anew where the server has closed it."""
+
+    def __init__(self, plan: UsersPlan, place: tuple[str, int]) -> None:
+        self._plan, self._place = plan, tuple(place)
+        self._connection: socket.socket | None = None
+
+    def __call__(self) -> str:
+        if self._connection is not None:
+            with contextlib.suppress(_IdleClosedError):
+                return self._ask(self._connection, reused=True)
+        self._connection = socket.create_connection(self._place, TIMEOUT)
+        return self._ask(self._connection, reused=False)
+
+    def _ask(self, connection: socket.socket, *, reused: bool) -> str:
+        try:
+            return _http1(connection, self._plan.name, "/")
+        except (OSError, _FailedError) as exc:
+            connection.close()
+            self._connection = None
+            cause = exc.cause if isinstance(exc, _FailedError) else _cause(exc)
+            if reused and cause == "reset":
+                raise _IdleClosedError from exc
+            raise
+
+
+class _IdleClosedError(Exception):
+    """A kept connection was closed before any byte of the answer."""
 
 
 class _Tls:
@@ -189,7 +227,7 @@ def _requests(plan: UsersPlan) -> list[list[tuple[str, Callable[[], str]]]]:
             ("http /old", plain(plan.http, "/old", plan.redirect)),
             ("http /unprobed", plain(plan.http, "/unprobed")),
         ],
-        [("second /", plain(plan.second, "/"))],
+        [("second /", plain(plan.second, "/")), ("kept /", _Kept(plan, plan.second))],
         [("https", secure("http/1.1")), ("h2", secure("h2"))],
     ]
 
@@ -250,11 +288,12 @@ def main(arguments: list[str], *, orders: TextIO, answers: TextIO) -> int:
         ready.wait(TIMEOUT * 2)
     answers.write("ready\n")
     answers.flush()
-    if orders.readline():
-        stopping.set()
-        for user, _ in users:
-            user.join()
-        answers.write(json.dumps([asdict(one) for one in asked]) + "\n")
+    for order in orders:
+        if order.strip() == "stop":
+            stopping.set()
+            for user, _ in users:
+                user.join()
+        answers.write(json.dumps([asdict(one) for one in tuple(asked)]) + "\n")
         answers.flush()
     return 0
 
@@ -290,8 +329,15 @@ class Users:
 
     def stop(self) -> list[Asked]:
         """Let what is under way end, and tell what every request came to, by its end."""
+        return self._told("stop")
+
+    def report(self) -> list[Asked]:
+        """The same so far; they go on."""
+        return self._told("report")
+
+    def _told(self, order: str) -> list[Asked]:
         assert self._process.stdin is not None
-        self._process.stdin.write("stop\n")
+        self._process.stdin.write(f"{order}\n")
         self._process.stdin.flush()
         told = [Asked(**one) for one in json.loads(self._line())]
         return sorted(told, key=lambda one: one.ended)

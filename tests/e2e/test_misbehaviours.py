@@ -1,0 +1,87 @@
+"""The thirty misbehaviours in short: what the page says is caught is caught, and users are served.
+
+`make misbehaviours` runs all of them with longer phases and writes docs/misbehaviours.md; here it is
+a third, chosen by `--matrix-seed`, and the healthy candidate always.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from tests.e2e.harness import misbehaviours
+from tests.e2e.harness.misbehaving import SHORT, Misbehaviour, Outcome, listed, run
+from tools.nginx_cache import Build
+
+NOT_YET = {
+    "master_spins",
+    "master_ignores_signals",
+    "workers_leave_one_by_one",
+    "one_worker_hangs",
+    "unprobed_listener_silent",
+    "wrong_certificate",
+    "handshake_breaks",
+    "redirect_to_the_wrong_place",
+    "http2_breaks",
+    "memory_leaks",
+    "descriptors_leak",
+    "worker_burns_a_cpu",
+    "alerts_in_the_error_log",
+    "critical_errors_in_the_error_log",
+    "unprobed_location_fails",
+}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "entry" not in metafunc.fixturenames:
+        return
+    entries = [one for one in listed() if one.name not in NOT_YET]
+    if metafunc.config.getoption("matrix") != "all":
+        dice = random.Random(metafunc.config.getoption("matrix_seed"))
+        chosen = set(dice.sample(range(len(entries)), len(entries) // 3))
+        entries = [one for number, one in enumerate(entries) if number in chosen]
+    metafunc.parametrize("entry", entries, ids=[one.name for one in entries])
+
+
+def test_it_is_caught(oldest: Build, newest: Build, entry: Misbehaviour) -> None:
+    outcome = run(entry.name, oldest, newest, SHORT)
+    assert outcome.caught, outcome
+    assert outcome.back is not None, outcome
+
+
+def test_a_healthy_candidate_is_committed(oldest: Build, newest: Build) -> None:
+    outcome = run(misbehaviours.HEALTHY, oldest, newest, SHORT)
+    assert outcome.verdict == "committed", outcome
+    assert outcome.failures == 0, outcome
+
+
+def test_the_list_has_what_was_promised() -> None:
+    entries = listed()
+    assert len({one.name for one in entries}) == len(entries) == 30
+    assert all(one.accepted for one in entries)
+    assert sum(one.passes_core for one in entries) >= 10
+
+
+def outcome(name: str, verdict: str = "rolled_back", **changes: object) -> Outcome:
+    settings: dict[str, object] = {
+        "reason": "probe_failed", "detail": "status 500 | of pid 7", "phase": "canary",
+        "judged": True, "back": 0.5, "requests": 100, "failed": {"status": 2},
+    }  # fmt: skip
+    return Outcome(name=name, verdict=verdict, **{**settings, **changes})  # type: ignore[arg-type]
+
+
+def test_the_page_hides_nothing(oldest: Build, newest: Build) -> None:
+    """One round of three in which it got through is a miss, and each miss is named."""
+    entries = listed()
+    outcomes = {one.name: [outcome(one.name), outcome(one.name, back=0.7)] for one in entries}
+    missed = entries[4].name
+    outcomes[missed].append(outcome(missed, verdict="committed", reason="healthy"))
+    text = misbehaviours.page(entries, outcomes, SHORT, oldest, newest)
+    assert "**29 of 30 are caught**" in text
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert len(rows) == len(entries)
+    assert "**not caught** (2 of 3 runs)" in rows[4]
+    assert "| 0.60 s | 2 of 100 |" in rows[0]
+    assert "status 500 \\| of pid 7" in rows[0]
+    assert f"- `{missed}` (" in text.partition("## Not caught")[2]
