@@ -1,7 +1,7 @@
 """The thirty misbehaviours in short: what the page says is caught is caught, and users are served.
 
-`make misbehaviours` runs all of them with longer phases and writes docs/misbehaviours.md; here it is
-a third, chosen by `--matrix-seed`, and the healthy candidate always.
+`make misbehaviours` runs all of them with longer phases and writes docs/misbehaviours.md; here it
+is a third, chosen by `--matrix-seed`, and the healthy candidate always.
 """
 
 from __future__ import annotations
