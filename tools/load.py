@@ -21,6 +21,7 @@ import json
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,8 +30,8 @@ from typing import Any, TextIO
 
 from tools.load_client import Plan, Tally, run_clients
 
-ANSWER_LIMIT = 15.0
-"""Seconds within which the load process must answer; more than any request may take."""
+ANSWER_LIMIT = 30.0
+"""Seconds within which the load process must answer, beside the time that a request may take."""
 
 
 class LoadError(Exception):
@@ -59,7 +60,8 @@ class Report:
 
     kinds: Mapping[str, KindReport]
     timeline: tuple[tuple[float, Mapping[str, int]], ...]
-    """For each 100 ms in which something was answered: its start, and answers by version."""
+    """For each 100 ms in which a request was begun that was answered: its start, and answers by
+    version."""
     served: Mapping[str, Mapping[str, int]]
     """Answers by version and by the pid of the worker."""
     samples: tuple[str, ...]
@@ -84,10 +86,13 @@ class Report:
         """The requests of all kinds that failed for `cause`."""
         return sum(kind.failed.get(cause, 0) for kind in self.kinds.values())
 
-    def versions_between(self, start: float, end: float) -> set[str]:
-        """The versions that answered in the 100 ms buckets that lie within [start, end]."""
-        inside = (seen for at, seen in self.timeline if start <= at and at + 0.1 <= end)
-        return {version for seen in inside for version in seen}
+    def answers_since(self, start: float) -> Counter[str]:
+        """Answers by version to requests that were begun after `start`, in whole 100 ms buckets."""
+        answers: Counter[str] = Counter()
+        for at, seen in self.timeline:
+            if at >= start:
+                answers.update(seen)
+        return answers
 
     def __str__(self) -> str:
         parts = [f"{self.requests} requests, {self.failures} failed"]
@@ -164,8 +169,8 @@ class Load:
     def stop(self) -> Report:
         """Let what is under way finish (slow downloads too), make no new request, and report."""
         self._tell("stop")
-        limit = ANSWER_LIMIT + (self._plan.slow_seconds if self._plan.slow else 0.0)
-        return _report(self._answer(limit))
+        request = self._plan.timeout + (self._plan.slow_seconds if self._plan.slow else 0.0)
+        return _report(self._answer(ANSWER_LIMIT + request))
 
     def _tell(self, word: str) -> None:
         assert self._process is not None

@@ -39,7 +39,7 @@ class Plan:
     slow_path: str = "/big"
     path: str = "/"
     body: str = "ok\n"
-    timeout: float = 2.0
+    timeout: float = 10.0
     seconds: float = 300.0
 
 
@@ -89,10 +89,10 @@ class Tally:
         self._served: dict[str, Counter[str]] = defaultdict(Counter)
         self._samples: list[str] = []
 
-    def answered(self, head: Head) -> None:
-        """The head of an answer came: this version serves now."""
+    def answered(self, head: Head, *, began: float) -> None:
+        """The head of an answer came to a request, or a connection for it, that was `began` so."""
         with self._lock:
-            self._buckets[int(time.monotonic() / BUCKET)][head.version] += 1
+            self._buckets[int(began / BUCKET)][head.version] += 1
             self._served[head.version][head.pid] += 1
 
     def ok(self, kind: str, latency: float) -> None:
@@ -287,10 +287,10 @@ class Client(threading.Thread):
             self._stopping.wait(max(0.0, due - time.monotonic()))
 
 
-def _check(plan: Plan, tally: Tally, connection: Connection, *, keep: bool) -> None:
+def _check(plan: Plan, tally: Tally, connection: Connection, *, keep: bool, began: float) -> None:
     head = connection.get(plan.path, keep=keep)
     body = connection.read_body(head.length)
-    tally.answered(head)
+    tally.answered(head, began=began)
     if head.status != 200:
         raise RequestError("status", f"status {head.status} from pid {head.pid}")
     if body != plan.body.encode():
@@ -298,9 +298,10 @@ def _check(plan: Plan, tally: Tally, connection: Connection, *, keep: bool) -> N
 
 
 def _new(plan: Plan, tally: Tally) -> None:
+    began = time.monotonic()
     connection = Connection(plan)
     try:
-        _check(plan, tally, connection, keep=False)
+        _check(plan, tally, connection, keep=False, began=began)
     finally:
         connection.close()
 
@@ -313,15 +314,16 @@ class _Reuser:
         self._connection: Connection | None = None
 
     def __call__(self) -> None:
+        began = time.monotonic()
         try:
             if self._connection is not None:
                 try:
-                    return _check(self._plan, self._tally, self._connection, keep=True)
+                    return _check(self._plan, self._tally, self._connection, keep=True, began=began)
                 except IdleClosedError:
                     self._tally.idle_closed(self._kind)
                     self._drop()
             self._connection = Connection(self._plan)
-            return _check(self._plan, self._tally, self._connection, keep=True)
+            return _check(self._plan, self._tally, self._connection, keep=True, began=began)
         except RequestError:
             self._drop()
             raise
@@ -333,10 +335,11 @@ class _Reuser:
 
 
 def _slow(plan: Plan, tally: Tally) -> None:
+    began = time.monotonic()
     connection = Connection(plan, narrow=True)
     try:
         head = connection.get(plan.slow_path, keep=False)
-        tally.answered(head)
+        tally.answered(head, began=began)
         tally.first()
         if (head.status, head.length) != (200, plan.slow_size):
             raise RequestError("status", f"status {head.status} with {head.length} bytes")

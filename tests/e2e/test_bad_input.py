@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import checks, settings, site, supervised
+from tests.e2e.harness import checks, settings, site, supervised, unfinished
 from tests.e2e.harness.cradle import LIMIT
 from tests.e2e.harness.site import Options, Site, put, sha256
 from tests.e2e.harness.supervised import Answer, Supervised
@@ -103,7 +103,7 @@ def test_a_path_that_leads_to_no_file(oldest: Build, what: str) -> None:
     make, reason = MADE_PATHS[what]
     with untouched(oldest) as nginx:
         path = make(nginx.site.folder)
-        assert_refused(nginx.ctl("upgrade", path, limit=10), reason, str(path))
+        assert_refused(nginx.ctl("upgrade", path), reason, str(path))
 
 
 def test_a_relative_path(oldest: Build) -> None:
@@ -169,7 +169,7 @@ def test_an_upgrade_while_old_connections_drain(oldest: Build, newest: Build) ->
     with (
         site.make(oldest) as one,
         supervised.running(one) as nginx,
-        Load(one.plan(slow_seconds=20)),
+        unfinished.request(one.port),
     ):
         assert nginx.ctl("upgrade", newest.path).code == 0
         assert nginx.status()["state"] == "draining"
@@ -177,7 +177,7 @@ def test_an_upgrade_while_old_connections_drain(oldest: Build, newest: Build) ->
             answer = nginx.ctl(*command)
             assert_refused(answer, "previous_generation_draining", "drain --now")
         assert nginx.ctl("drain", "--now").code == 0
-        nginx.until_state("running", limit=5)
+        nginx.until_state("running")
         checks.assert_settled(nginx, newest, sha256(newest.path))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.e2e.harness import checks, site, supervised
+from tests.e2e.harness import checks, site, supervised, unfinished
 from tests.e2e.harness.site import Options, sha256
 from tools.load import Load
 from tools.nginx_cache import Build
@@ -18,7 +18,11 @@ def test_an_upgrade_loses_no_request(each_pair: tuple[Build, Build]) -> None:
         site.make(old) as one, supervised.running(one) as nginx, Load(plan := one.plan()) as load,
     ):  # fmt: skip
         (old_master,) = nginx.masters()
-        answer = nginx.ctl("upgrade", new.path)
+        with unfinished.request(one.port) as begun:
+            answer = nginx.ctl("upgrade", new.path)
+            assert nginx.status()["state"] == "draining"
+            assert nginx.masters()[0].pid == old_master.pid
+            assert " 200 " in begun.finish()
         assert answer.code == 0, answer
         verdict = answer.last
         assert verdict["event"] == "verdict"
@@ -27,9 +31,6 @@ def test_an_upgrade_loses_no_request(each_pair: tuple[Build, Build]) -> None:
         assert verdict["judged"] is True
         assert list(verdict["phases"]) == PHASES
         assert sum(verdict["phases"].values()) == pytest.approx(verdict["elapsed_s"], abs=0.01)
-        # A slow download that began before holds a worker of the old generation for a while.
-        assert nginx.status()["state"] == "draining"
-        assert nginx.masters()[0].pid == old_master.pid
         nginx.until_state("running")
         report = load.stop()
         checks.assert_nothing_lost(report, plan, handovers=1)

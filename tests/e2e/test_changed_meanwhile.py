@@ -31,15 +31,15 @@ def test_the_clock_jumps_by_years(oldest: Build, newest: Build, tmp_path: Path) 
         shim = Shim(nginx, build_shim(tmp_path), tmp_path)
         nginx.start()
         phases = ["--canary", "1s", "--soak", "1s"]
-        for years, build in ((5, newest), (-10, oldest)):
+        for count, years, build in ((1, 5, newest), (2, -10, oldest)):
             client = nginx.begin("upgrade", build.path, *phases)
-            nginx.until_phase("canary")
+            nginx.until_begun("canary", count)
             shim.jump(years * YEAR)
             answer = nginx.end(client)
             assert answer.code == 0, answer
             spent = answer.last["phases"]
-            assert 1 <= spent["canary"] < 20, answer
-            assert 1 <= spent["soaking"] < 20, answer
+            assert 1 <= spent["canary"] < 120, answer
+            assert 1 <= spent["soaking"] < 120, answer
             assert sum(spent.values()) == pytest.approx(answer.last["elapsed_s"], abs=0.01)
             checks.assert_settled(nginx, build, sha256(build.path))
             assert good_versions(nginx) == {oldest.version, newest.version}

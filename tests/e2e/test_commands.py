@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.harness import checks, site, supervised
+from tests.e2e.harness import checks, site, supervised, unfinished
 from tests.e2e.harness.bare import until
 from tests.e2e.harness.settings import write
 from tests.e2e.harness.site import Options, put, sha256
@@ -79,10 +79,12 @@ def tree(folder: Path) -> dict[str, str]:
 
 def test_no_wait_returns_at_acceptance(oldest: Build, newest: Build) -> None:
     with supervising(oldest) as nginx:
-        answer = nginx.ctl("upgrade", newest.path, "--no-wait", "--canary", "1s")
+        answer = nginx.ctl("upgrade", newest.path, "--no-wait", "--hold")
         assert answer.code == 0, answer
         assert answer.last["event"] == "accepted"
         assert nginx.status()["upgrade"]["id"] == answer.last["upgrade_id"]
+        nginx.until_phase("held")
+        assert nginx.ctl("promote").code == 0
         verdict = verdict_of(nginx, answer.last["upgrade_id"])
         assert verdict["verdict"] == "committed"
         checks.assert_settled(nginx, newest, sha256(newest.path))
@@ -90,11 +92,12 @@ def test_no_wait_returns_at_acceptance(oldest: Build, newest: Build) -> None:
 
 def test_a_timeout_ends_the_waiting_and_not_the_upgrade(oldest: Build, newest: Build) -> None:
     with supervising(oldest) as nginx:
-        answer = nginx.ctl("upgrade", newest.path, "--timeout", "300ms", "--canary", "1s")
+        answer = nginx.ctl("upgrade", newest.path, "--timeout", "300ms", "--hold")
         assert answer.code == 6, answer
         assert "goes on" in answer.errors
         assert "nginxctl status" in answer.errors
-        until("a verdict", lambda: bool(nginx.history()), poll=0.05)
+        nginx.until_phase("held")
+        assert nginx.ctl("promote").code == 0
         (verdict,) = nginx.history()
         assert verdict["verdict"] == "committed"
         checks.assert_settled(nginx, newest, sha256(newest.path))
@@ -156,7 +159,7 @@ def test_an_upgrade_to_the_same_binary_is_legal(oldest: Build) -> None:
 def test_two_upgrades_at_once(oldest: Build, newest: Build) -> None:
     with supervising(oldest) as nginx:
         first = nginx.ctl("upgrade", newest.path, "--no-wait", *LONG)
-        second = nginx.ctl("upgrade", newest.path, limit=5)
+        second = nginx.ctl("upgrade", newest.path)
         assert second.code == 3, second
         assert second.reason == "upgrade_in_progress"
         assert first.last["upgrade_id"] in second.last["detail"]
@@ -170,11 +173,12 @@ def test_two_upgrades_at_once(oldest: Build, newest: Build) -> None:
 
 def test_a_client_that_is_killed_cancels_nothing(oldest: Build, newest: Build) -> None:
     with supervising(oldest) as nginx:
-        client = nginx.begin("upgrade", newest.path, "--canary", "1s")
-        nginx.until_phase("canary")
+        client = nginx.begin("upgrade", newest.path, "--hold")
+        nginx.until_begun("canary")
         client.kill()
         client.communicate()
-        until("a verdict", lambda: bool(nginx.history()), poll=0.05)
+        nginx.until_phase("held")
+        assert nginx.ctl("promote").code == 0
         (verdict,) = nginx.history()
         assert verdict["verdict"] == "committed"
         checks.assert_settled(nginx, newest, sha256(newest.path))
@@ -187,6 +191,7 @@ def test_a_stuck_drain_refuses_until_it_is_ended(oldest: Build, newest: Build) -
     with (
         supervising(oldest) as nginx,
         Load(nginx.site.plan(**STUCK)) as load,
+        unfinished.request(nginx.site.port),
     ):
         assert nginx.ctl("upgrade", newest.path).code == 0
         assert nginx.status()["state"] == "draining"
@@ -196,7 +201,7 @@ def test_a_stuck_drain_refuses_until_it_is_ended(oldest: Build, newest: Build) -
             assert refused.reason == "previous_generation_draining"
             assert "nginxctl drain --now" in refused.last["detail"]
             assert re.search(r"in \d+ s at the latest", refused.last["detail"]), refused
-        drained = nginx.ctl("drain", "--now", limit=20)
+        drained = nginx.ctl("drain", "--now")
         assert drained.code == 0, drained
         assert nginx.status()["state"] == "running"
         until("truncated", lambda: load.report().count("truncated") == 1, poll=0.05)
@@ -222,7 +227,7 @@ def test_a_reload_waits_for_the_verdict(oldest: Build, newest: Build, kind: str)
         binary = candidate(newest, kind, delay_ms=900)
     with supervising(oldest, **settings) as nginx:
         upgrade = nginx.begin("upgrade", binary)
-        nginx.until_phase("canary")
+        nginx.until_begun("canary")
         before = {one.pid for one in nginx.nginx()}
         reload = nginx.begin("reload")
         verdict = nginx.end(upgrade)
@@ -240,7 +245,7 @@ def test_a_reload_while_held_is_refused_at_once(oldest: Build, newest: Build) ->
     with supervising(oldest) as nginx:
         upgrade = nginx.begin("upgrade", newest.path, "--hold")
         nginx.until_phase("held")
-        answer = nginx.ctl("reload", limit=5)
+        answer = nginx.ctl("reload")
         assert answer.code == 3, answer
         assert answer.reason == "upgrade_held"
         assert "nginxctl promote" in answer.last["detail"]
@@ -435,7 +440,7 @@ def test_events_can_be_followed(oldest: Build) -> None:
                 if json.loads(line)["event"] == "request.refused":
                     break
             following.send_signal(signal.SIGINT)
-            following.communicate(timeout=10)
+            following.communicate(timeout=60)
             assert following.returncode == 0
 
 
@@ -474,7 +479,7 @@ def test_sighup_reads_the_settings_again(oldest: Build, newest: Build) -> None:
         nginx.until_state("running")
         answer = nginx.ctl("upgrade", oldest.path)
         assert answer.code == 0, answer
-        assert answer.last["phases"]["soaking"] < 1
+        assert answer.last["phases"]["soaking"] < 30
 
 
 def test_sighup_takes_all_of_a_file_or_nothing(oldest: Build, newest: Build) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from supervisor import wire
 from tests.e2e.harness import checks, site, supervised
+from tests.e2e.harness.cradle import kill
 from tests.e2e.harness.site import sha256
 from tests.e2e.harness.supervised import COMMANDS, Supervised
 from tests.foreign import varlink_python
@@ -23,7 +24,7 @@ from tools.load import Load
 from tools.nginx_cache import Build
 
 LONG = ("--canary", "60s")
-PATIENT = {"restart": {"backoff_initial": "30s", "backoff_max": "30s"}}
+PATIENT = {"restart": {"backoff_initial": "10m", "backoff_max": "10m"}}
 STUCK = {"new": 0, "keepalive": 0, "idle": 0, "slow_seconds": 60}
 
 
@@ -45,7 +46,7 @@ def spoken(nginx: Supervised, *words: str) -> subprocess.CompletedProcess[str]:
 def test_hundreds_of_bad_messages_in_the_middle_of_an_upgrade(oldest: Build, newest: Build) -> None:
     with supervising(oldest) as nginx:
         upgrade = nginx.begin("upgrade", newest.path, "--canary", "1s")
-        nginx.until_phase("canary")
+        nginx.until_begun("canary")
         for number in range(400):
             with socket.socket(socket.AF_UNIX) as stream:
                 stream.connect(str(nginx.socket))
@@ -64,7 +65,7 @@ def test_seventy_followers_keep_nobody_out(oldest: Build) -> None:
         followers = []
         for _ in range(70):
             stream = opened.enter_context(socket.socket(socket.AF_UNIX))
-            stream.settimeout(10)
+            stream.settimeout(60)
             stream.connect(str(nginx.socket))
             stream.sendall(call)
             assert stream.recv(10)
@@ -135,12 +136,12 @@ def test_a_reload_that_changes_nothing_is_refused(oldest: Build) -> None:
 
 @pytest.fixture
 def down(oldest: Build) -> Iterator[Supervised]:
-    """A supervisor whose nginx has died and does not start again for half a minute."""
+    """A supervisor whose nginx has died and does not start again for minutes."""
     with supervising(oldest, **PATIENT) as nginx:
         good = nginx.site.config.read_text()
         nginx.site.config.write_text("broken")
         for each in nginx.nginx():
-            os.kill(each.pid, signal.SIGKILL)
+            kill(each.pid, signal.SIGKILL)
         nginx.until_state("backoff")
         yield nginx
         nginx.site.config.write_text(good)
@@ -152,7 +153,7 @@ def test_while_nginx_is_down(down: Supervised, newest: Build) -> None:
     state = spoken(down, "status").stdout.splitlines()[0]
     assert state.startswith("state      backoff  (config_rejected: ")
     assert "broken" in state or "unexpected end of file" in state
-    assert re.search(r"nginx is started again in (2[0-9]|30)\.[0-9] s", state)
+    assert re.search(r"nginx is started again in [1-9][0-9]*\.[0-9] s", state)
     for words in (("upgrade", str(newest.path)), ("reload",), ("rollback",)):
         refused = down.ctl(*words)
         assert (refused.code, refused.reason) == (3, "not_running"), refused
@@ -162,7 +163,7 @@ def test_while_nginx_is_down(down: Supervised, newest: Build) -> None:
     assert (reopen.code, reopen.reason) == (3, "not_running"), reopen
     failed = spoken(down, "start")
     assert failed.returncode == 1
-    assert "the supervisor tries again in 30 s" in failed.stderr
+    assert "the supervisor tries again in 600 s" in failed.stderr
     assert "`nginxctl status` tells whether" in failed.stderr
     assert down.status()["last_verdict"] is None, "what was refused at once is no verdict"
 
@@ -205,7 +206,7 @@ def test_a_refusal_at_once_does_not_hide_the_last_verdict(oldest: Build, newest:
         nginx.die()
         nginx.start()
         assert nginx.status()["last_verdict"]["upgrade_id"] == done["upgrade_id"]
-        assert nginx.ctl("drain", "--now", limit=20).code == 0
+        assert nginx.ctl("drain", "--now").code == 0
 
 
 def test_degraded_when_nobody_accepts_while_the_old_generation_drains(
@@ -215,12 +216,15 @@ def test_degraded_when_nobody_accepts_while_the_old_generation_drains(
         assert nginx.ctl("upgrade", newest.path).code == 0
         assert nginx.status()["state"] == "draining"
         new = nginx.masters()[-1]
+        text = nginx.site.config.read_text()
+        nginx.site.config.write_text("broken")  # else the supervisor mends it at once
         os.kill(new.pid, signal.SIGWINCH)  # somebody else does that
         status = nginx.until_state("degraded")
         assert status["reason"] == "no_workers"
+        nginx.site.config.write_text(text)
         assert nginx.ctl("reload").code == 0
         nginx.until_state("draining")
-        assert nginx.ctl("drain", "--now", limit=20).code == 0
+        assert nginx.ctl("drain", "--now").code == 0
 
 
 def test_a_supervisor_that_is_killed_under_a_client(oldest: Build, newest: Build) -> None:

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import checks, site, supervised
+from tests.e2e.harness import checks, site, supervised, unfinished
 from tests.e2e.harness.bare import until
+from tests.e2e.harness.cradle import kill
 from tests.e2e.harness.disk import small_disk
 from tests.e2e.harness.site import Options, put, sha256
 from tests.e2e.harness.supervised import Supervised
+from tests.e2e.harness.victims import Points
 from tests.e2e.test_package_replacement import kill_everything
 from tools.load import Load
 from tools.nginx_builds import candidate
 from tools.nginx_cache import Build
 
-LIGHT = {"new": 2, "new_rate": 60.0, "keepalive": 0, "idle": 0, "slow": 0, "timeout": 5.0}
-DRAINING = {"new": 0, "keepalive": 0, "idle": 0, "slow_seconds": 6.0}
+LIGHT = {"new": 2, "new_rate": 60.0, "keepalive": 0, "idle": 0, "slow": 0, "timeout": 15.0}
 
 
 def told(nginx: Supervised) -> list[tuple[str, str]]:
@@ -113,12 +114,11 @@ def test_a_candidate_dies_after_an_upgrade_to_the_same_binary(oldest: Build, new
     with site.make(oldest) as one, supervised.running(one) as nginx:
         assert nginx.ctl("upgrade", newest.path).code == 0
         nginx.until_state("running")
-        with Load(one.plan(**DRAINING)) as load:
+        with unfinished.request(one.port):
             assert nginx.ctl("upgrade").code == 0
             assert nginx.status()["state"] == "draining"
             os.kill(nginx.masters()[-1].pid, signal.SIGKILL)
             until("the rescue", lambda: len(nginx.history()) == 3, poll=0.05)
-            load.stop()
         checks.assert_settled(nginx, newest, sha256(newest.path))
         assert nginx.history()[-1]["reason"] == "candidate_exited_in_drain"
 
@@ -163,8 +163,8 @@ def test_the_store_is_lost_and_nginx_crashes(oldest: Build, newest: Build, how: 
         if how == "a file":
             versions.write_text("")
         for seen in nginx.nginx():
-            os.kill(seen.pid, signal.SIGKILL)
-        until("counted", lambda: nginx.status()["restarts"] == 1, poll=0.05)
+            kill(seen.pid, signal.SIGKILL)
+        until("counted", lambda: nginx.look()["restarts"] == 1, poll=0.05)
         checks.assert_settled(nginx, oldest, sha256(oldest.path))
         if how == "a file":
             assert nginx.ctl("upgrade", newest.path).code == 3
@@ -237,26 +237,29 @@ def test_a_crash_reports_and_mends_what_a_package_has_put_there(
     with site.make(oldest) as one, supervised.running(one) as nginx:
         put(newest.path, one.binary)
         for seen in nginx.nginx():
-            os.kill(seen.pid, signal.SIGKILL)
-        until("counted", lambda: nginx.status()["restarts"] == 1, poll=0.05)
+            kill(seen.pid, signal.SIGKILL)
+        until("counted", lambda: nginx.look()["restarts"] == 1, poll=0.05)
         checks.assert_settled(nginx, oldest, sha256(oldest.path))
         (drift,) = [line for line in nginx.log() if line["event"] == "binary.drift"]
         assert drift["restored"] == oldest.version
 
 
 def test_a_good_binary_is_not_blamed_for_a_spoilt_pid_file(oldest: Build, newest: Build) -> None:
-    with site.make(oldest) as one, supervised.running(one) as nginx:
+    with site.make(oldest) as one, supervised.on(one) as nginx:
+        points = Points(nginx)
+        nginx.start()
         (master,) = nginx.masters()
+        points.arm("include.after")  # preflight's last step
         client = nginx.begin("upgrade", newest.path)
-        until("preflight's last step", lambda: one.include.exists(), poll=0.0)
+        points.wait()
         one.pid_path.write_text("1\n")
+        points.go_on()
         answer = nginx.end(client)
-        assert answer.reason in ("pid_file_wrong", "healthy"), answer
-        if answer.code != 0:  # else it was too late to spoil anything
-            one.pid_path.write_text(f"{master.pid}\n")
-            good = {each["version"]: each["good"] for each in nginx.ctl("versions").lines}
-            assert good[newest.version] is not False
-            assert nginx.ctl("upgrade", newest.path).code == 0
+        assert answer.reason == "pid_file_wrong", answer
+        one.pid_path.write_text(f"{master.pid}\n")
+        good = {each["version"]: each["good"] for each in nginx.ctl("versions").lines}
+        assert good[newest.version] is not False
+        assert nginx.ctl("upgrade", newest.path).code == 0
         checks.assert_settled(nginx, newest, sha256(newest.path))
 
 
@@ -283,13 +286,18 @@ def upgraded(nginx: Supervised, build: Build) -> None:
 def test_a_supervisor_ends_while_modules_of_a_stored_version_are_in_place(
     oldest: Build, newest: Build, how: str
 ) -> None:
-    with site.make(oldest, Options(module=True)) as one, supervised.running(one) as nginx:
+    with site.make(oldest, Options(module=True)) as one, supervised.on(one) as nginx:
+        points = Points(nginx)
+        nginx.start()
         upgraded(nginx, newest)
-        wanted = sha256(oldest.marker_module)
+        points.arm("install.before")
         client = nginx.begin("rollback")
-        until("the old module", lambda: sha256(one.module) == wanted, poll=0.0)
+        points.wait()
+        assert sha256(one.module) == sha256(oldest.marker_module)
         if how == "stopped":
-            assert nginx.stop() == 0
+            os.kill(nginx.pid, signal.SIGTERM)
+            points.go_on()
+            assert nginx.cradle.wait(nginx.pid) == 0
             nginx.end(client)
         else:
             nginx.die()
@@ -321,8 +329,10 @@ def test_two_supervisors_and_a_pid_file_that_moves(
         moved = one.folder / "run" / "moved.pid"
         lock = moved.with_name(".moved.pid.supervisor-lock")
         one.config.write_text(text.replace(f"pid {one.pid_path};", f"pid {moved};"))
-        client = nginx.begin("upgrade", candidate(newest, "status_500"), "--canary", "60s")
-        until("the lock", lock.exists)
+        client = nginx.begin("upgrade", newest.path, "--hold")
+        nginx.until_phase("held")
+        assert lock.exists()
+        assert nginx.ctl("rollback").code == 0
         assert nginx.end(client).code == 4
         assert not lock.exists()
         one.config.write_text(text)
@@ -340,7 +350,7 @@ def test_somebody_else_upgrades_nginx(oldest: Build, newest: Build) -> None:
             put(newest.path, one.binary)
             (old,) = nginx.masters()
             os.kill(old.pid, signal.SIGUSR2)
-            until("two generations", lambda: len(nginx.nginx()) == 6)
+            until("two generations", lambda: sum(one.is_accepting for one in nginx.nginx()) == 4)
             new = nginx.masters()[-1].pid
             os.kill(old.pid, signal.SIGQUIT)
             until("the old one's end", lambda: [one.pid for one in nginx.masters()] == [new])
@@ -357,7 +367,7 @@ def test_somebody_else_quits_nginx_while_a_connection_is_open(oldest: Build, wan
     settings = {"nginx": {"on_foreign_stop": wanted}}
     with site.make(oldest) as one, supervised.running(one, settings) as nginx:
         (old,) = nginx.masters()
-        with Load(one.plan(**DRAINING)) as load:
+        with unfinished.request(one.port) as begun:
             os.kill(old.pid, signal.SIGQUIT)
             if wanted == "restart":
                 until("another master", lambda: len(nginx.masters()) == 2)
@@ -365,7 +375,7 @@ def test_somebody_else_quits_nginx_while_a_connection_is_open(oldest: Build, wan
                 assert nginx.status()["state"] == "draining"
             else:
                 nginx.until_state("stopped")
-            assert load.stop().failures == 0
+            assert " 200 " in begun.finish()
         if wanted == "restart":
             checks.assert_settled(nginx, oldest, sha256(oldest.path))
         else:

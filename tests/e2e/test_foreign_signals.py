@@ -13,7 +13,7 @@ from signal import SIGHUP, SIGKILL, SIGQUIT, SIGUSR2, SIGWINCH
 import pytest
 
 from supervisor.edges import procfs
-from tests.e2e.harness import checks, processes, site, supervised
+from tests.e2e.harness import checks, processes, site, supervised, unfinished
 from tests.e2e.harness.bare import until
 from tests.e2e.harness.processes import Seen
 from tests.e2e.harness.site import put, sha256
@@ -23,7 +23,6 @@ from tools.nginx_builds import candidate
 from tools.nginx_cache import Build
 
 LIGHT = {"new": 2, "new_rate": 60.0, "keepalive": 0, "idle": 0, "slow": 0, "timeout": 15.0}
-DRAINING = {"new": 0, "keepalive": 0, "idle": 0, "slow_seconds": 20.0}
 
 
 @contextmanager
@@ -241,9 +240,12 @@ def harmless(nginx: Supervised, old: Seen, new: Seen) -> None:
     until("the old ones' end", lambda: not accepting(new.pid) & before)
 
 
-def begun(nginx: Supervised, phase: str, build: Build) -> tuple[object, Seen, Seen]:
+def begun(
+    nginx: Supervised, phase: str, build: Build, length: str = "60s"
+) -> tuple[object, Seen, Seen]:
+    """An upgrade in `phase`, which a canary is for `length`; it is held after it."""
     client = nginx.begin(
-        "upgrade", build.path, *(("--hold",) if phase == "held" else ("--canary", "4s"))
+        "upgrade", build.path, "--hold", "--canary", "300ms" if phase == "held" else length
     )
     nginx.until_phase(phase)
     old, new = nginx.masters()
@@ -254,11 +256,10 @@ def begun(nginx: Supervised, phase: str, build: Build) -> tuple[object, Seen, Se
 def test_harmless_signals_in_an_upgrade(oldest: Build, newest: Build, phase: str) -> None:
     with site.make(oldest) as one, supervised.running(one) as nginx:
         with under_load(nginx):
-            client, old, new = begun(nginx, phase, newest)
+            client, old, new = begun(nginx, phase, newest, "4s")
             harmless(nginx, old, new)
-            if phase == "held":
-                assert nginx.in_phase("held")
-                assert nginx.ctl("promote").code == 0
+            nginx.until_phase("held")
+            assert nginx.ctl("promote").code == 0
             answer: Answer = nginx.end(client)  # type: ignore[arg-type]
             assert answer.code == 0, answer
             checks.assert_settled(nginx, newest, sha256(newest.path))
@@ -284,8 +285,7 @@ def test_the_candidate_is_told_to_leave(
 
 def test_signals_while_the_old_generation_drains(oldest: Build, newest: Build) -> None:
     with site.make(oldest) as one, supervised.running(one) as nginx:
-        with Load(one.plan(**DRAINING)) as slow:
-            until("a download", lambda: slow_is_open(nginx))
+        with unfinished.request(one.port) as download:
             assert nginx.ctl("upgrade", newest.path).code == 0
             assert nginx.status()["state"] == "draining"
             old, new = nginx.masters()
@@ -300,14 +300,5 @@ def test_signals_while_the_old_generation_drains(oldest: Build, newest: Build) -
                 until("it is mended", lambda: len(accepting(new.pid) - before) == 2)
                 assert [each.pid for each in nginx.masters()] == [old.pid, new.pid]
                 assert not accepting(old.pid)
-            assert nginx.ctl("drain", "--now").code == 0
-            slow.stop()
+            assert " 200 " in download.finish()
         checks.assert_settled(nginx, newest, sha256(newest.path))
-
-
-def slow_is_open(nginx: Supervised) -> bool:
-    """A client has its connection, so that the old generation will have to wait for it."""
-    port = f":{nginx.site.port:04X}"
-    with open("/proc/net/tcp", encoding="ascii") as table:
-        rows = (line.split() for line in table.readlines()[1:])
-        return any(row[1].endswith(port) and row[3] == "01" for row in rows)

@@ -6,24 +6,23 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.harness import checks, site, supervised
+from tests.e2e.harness import checks, site, supervised, unfinished
 from tests.e2e.harness.bare import until
+from tests.e2e.harness.cradle import LIMIT, kill
 from tests.e2e.harness.site import Options, Site, sha256
 from tests.e2e.harness.supervised import Supervised
 from tools.load import Load, Report
 from tools.nginx_builds import builds, candidate
 from tools.nginx_cache import Build
 
-NEW = {"new": 4, "new_rate": 200.0, "keepalive": 0, "idle": 0, "slow": 0, "timeout": 10.0}
+NEW = {"new": 4, "new_rate": 200.0, "keepalive": 0, "idle": 0, "slow": 0, "timeout": 20.0}
 """New connections only, which wait longer than anything here takes."""
-SOON = 2.0
-"""Seconds within which a stale duplicate has to be closed: `hold_check` is one."""
 FAMILIES = (
     "server {{ listen [::1]:{port}; listen {address}:{port} backlog=100; "
     'location / {{ return 200 "more\\n"; }} }}'
@@ -40,7 +39,7 @@ def kill_all(nginx: Supervised) -> list[int]:
     """SIGKILL to the master and all its workers, together; their pids."""
     pids = [one.pid for one in sorted(nginx.nginx(), key=lambda one: not one.is_master)]
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        kill(pid, signal.SIGKILL)
     return pids
 
 
@@ -64,7 +63,7 @@ def held(nginx: Supervised) -> dict[str, Any]:
     return found
 
 
-def ask(place: tuple[str, int] | str, limit: float = 5.0) -> str:
+def ask(place: tuple[str, int] | str, limit: float = LIMIT) -> str:
     """The answer to a request on a new connection."""
     family = socket.AF_UNIX if isinstance(place, str) else socket.AF_INET
     if not isinstance(place, str) and ":" in place[0]:
@@ -78,7 +77,7 @@ def ask(place: tuple[str, int] | str, limit: float = 5.0) -> str:
 
 def ask_udp(port: int) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
-        asked.settimeout(5.0)
+        asked.settimeout(LIMIT)
         asked.connect(("127.0.0.1", port))
         asked.send(b"?")
         return asked.recv(100).decode()
@@ -86,17 +85,8 @@ def ask_udp(port: int) -> str:
 
 def refused(port: int) -> bool:
     with socket.socket() as asked:
-        asked.settimeout(5.0)
+        asked.settimeout(LIMIT)
         return asked.connect_ex(("127.0.0.1", port)) != 0
-
-
-def waiting_to_be_accepted(port: int) -> bool:
-    """Whether the accept queue of the listener has anything in it (/proc/net/tcp, rx_queue)."""
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        fields = line.split()
-        if fields[1].endswith(f":{port:04X}") and fields[3] == "0A":
-            return int(fields[4].split(":")[1], 16) > 0
-    return False
 
 
 def shared(nginx: Supervised) -> int:
@@ -105,8 +95,11 @@ def shared(nginx: Supervised) -> int:
 
 
 def sockets(pid: int) -> set[str]:
-    links = [os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir() if one.is_symlink()]
-    return {one for one in links if one.startswith("socket:")}
+    found = set()
+    for one in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(os.readlink(one))
+    return {one for one in found if one.startswith("socket:")}
 
 
 @contextmanager
@@ -280,14 +273,13 @@ def test_a_foreign_reload_removes_a_listener_and_adds_it_again(oldest: Build) ->
         more = f"listen 127.0.0.1:{one.spare_port};"
         both = plain.replace("server_name site.test;", f"server_name site.test; {more}")
         one.config.write_text(both)
-        with owned(one) as nginx, socket.create_connection(("127.0.0.1", one.port)) as draining:
-            # A worker that drains keeps the listeners' exits from being noticed by its own exit.
-            draining.sendall(b"GET / HTTP/1.1\r\n")
+        # A worker that drains keeps the listeners' exits from being noticed by its own exit.
+        with owned(one) as nginx, unfinished.request(one.port):
             until("both held", lambda: held(nginx)["count"] == 2, poll=0.02)
             for _ in range(3):
                 one.config.write_text(plain)
                 reload_behind_its_back(nginx)
-                until("refused", lambda: refused(one.spare_port), SOON, poll=0.02)
+                until("refused", lambda: refused(one.spare_port), poll=0.02)
                 assert held(nginx)["count"] == 1
                 one.config.write_text(both)
                 reload_behind_its_back(nginx)
@@ -306,9 +298,9 @@ def test_a_foreign_reload_shrinks_the_workers_of_reuseport(
         assert held(nginx)["count"] == (4 if hold_reuseport else 0)
         one.configure(Options(reuseport=True, workers=2))
         reload_behind_its_back(nginx)
-        until("2 workers", lambda: len([s for s in nginx.nginx() if s.is_accepting]) == 2)
+        until("2 workers", lambda: len([s for s in nginx.nginx() if s.is_worker]) == 2)
         if hold_reuseport:
-            until("2 held", lambda: held(nginx)["count"] == 2, SOON, poll=0.02)
+            until("2 held", lambda: held(nginx)["count"] == 2, poll=0.02)
         for _ in range(60):
             assert " 200 " in ask(("127.0.0.1", one.port))
 
@@ -359,7 +351,7 @@ def test_a_foreign_reload_leaves_no_listener_at_all(oldest: Build) -> None:
         text = one.config.read_text()
         one.config.write_text(text[: text.index("http {")])
         reload_behind_its_back(nginx)
-        until("refused", lambda: refused(one.port), SOON, poll=0.02)
+        until("refused", lambda: refused(one.port), poll=0.02)
         one.config.write_text(text)
         reload_behind_its_back(nginx)
         until("it serves", lambda: not refused(one.port), poll=0.02)
@@ -392,7 +384,7 @@ def test_a_unix_socket_that_is_dropped_and_added_again(oldest: Build) -> None:
         kill_all(nginx)
         until_restarted(nginx)
         assert not one.unix_path.exists()
-        until("it is let go", lambda: held(nginx)["count"] == 1, SOON, poll=0.02)
+        until("it is let go", lambda: held(nginx)["count"] == 1, poll=0.02)
         one.config.write_text(text)
         assert nginx.ctl("reload").code == 0
         assert " 200 " in ask(str(one.unix_path))
@@ -424,10 +416,9 @@ def test_more_listeners_than_the_usual_limit_of_descriptors_allows(oldest: Build
 @pytest.mark.parametrize("command", ["stop", "restart"])
 def test_new_clients_are_refused_at_once_while_a_stop_drains(oldest: Build, command: str) -> None:
     with site.make(oldest) as one, owned(one) as nginx:
-        with socket.create_connection(("127.0.0.1", one.port)) as draining:
-            draining.sendall(b"GET / HTTP/1.1\r\n")
+        with unfinished.request(one.port):
             asked = nginx.begin(command)
-            until("refused", lambda: refused(one.port), SOON, poll=0.01)
+            until("refused", lambda: refused(one.port), poll=0.01)
             assert nginx.look()["held_listeners"]["count"] == 0
         assert nginx.end(asked).code == 0
         if command == "restart":
@@ -461,12 +452,10 @@ def test_a_foreign_quit_that_is_to_stay_refuses_while_a_client_drains(oldest: Bu
     settings = {"nginx": {"on_foreign_stop": "stop"}}
     with site.make(oldest) as one, supervised.running(one, settings) as nginx:
         until("held", lambda: held(nginx)["count"] == 1, poll=0.02)
-        with socket.create_connection(("127.0.0.1", one.port)) as draining:
-            draining.sendall(b"GET / HTTP/1.1\r\n")
-            until("it is accepted", lambda: not waiting_to_be_accepted(one.port))
+        with unfinished.request(one.port):
             os.kill(nginx.masters()[0].pid, signal.SIGQUIT)
             nginx.until_state("stopped")
-            until("refused", lambda: refused(one.port), SOON, poll=0.02)
+            until("refused", lambda: refused(one.port), poll=0.02)
             assert len(nginx.masters()) == 1
 
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 
 import pytest
 
 from supervisor.edges import procfs
-from tests.e2e.harness import checks, site, supervised
+from tests.e2e.harness import checks, site, supervised, unfinished
 from tests.e2e.harness.bare import until
 from tests.e2e.harness.site import Options, put, sha256
 from tests.e2e.harness.supervised import Answer, Supervised
 from tests.e2e.test_adoption import by_hand
-from tests.e2e.test_held import NEW, ask, held, waiting_to_be_accepted
+from tests.e2e.test_held import NEW, ask, held
 from tools.load import Load
 from tools.nginx_cache import Build
 
@@ -93,13 +92,10 @@ def test_connections_of_the_old_workers_are_finished(oldest: Build) -> None:
     with site.make(oldest, Options(daemon="on")) as one, supervised.on(one) as nginx:
         by_hand(nginx)
         nginx.start()
-        with socket.create_connection(("127.0.0.1", one.port), timeout=10.0) as client:
-            client.sendall(b"GET / HTTP/1.1\r\nHost: site.test\r\n")
-            until("it is accepted", lambda: not waiting_to_be_accepted(one.port))
+        with unfinished.request(one.port) as client:
             assert take_over(nginx).code == 0
             assert nginx.look()["state"] == "draining"
-            client.sendall(b"Connection: close\r\n\r\n")
-            assert b" 200 " in client.recv(65536)
+            assert " 200 " in client.finish()
         checks.assert_settled(nginx, oldest, sha256(oldest.path))
 
 

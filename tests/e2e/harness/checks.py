@@ -69,7 +69,7 @@ def assert_one_generation(supervised: Supervised) -> None:
 
     # A worker that the master has just replaced, or a probe's command, may still be seen.
     try:
-        until("one master and its workers alone", right, limit=5)
+        until("one master and its workers alone", right)
     except TimeoutError as exc:
         raise TimeoutError(f"{exc}: {[str(one) for one in seen]}") from None
 

@@ -47,13 +47,13 @@ def usual(site: Site, changes: Mapping[str, Any]) -> Settings:
 
 
 def probe(site: Site, **changes: object) -> Settings:
-    """A quick http probe of the site."""
+    """A quick http probe of the site, patient enough for a machine that stalls for a second."""
     return {
         "name": "health",
         "type": "http",
         "url": f"{site.url}/healthz",
         "interval": "50ms",
-        "timeout": "500ms",
+        "timeout": "2s",
         "rise": 2,
         "fall": 3,
         "expect_status": [200],

@@ -122,7 +122,7 @@ class Supervised:
             text=True,
         )
 
-    def end(self, asked: subprocess.Popen[str], limit: float = 60.0) -> Answer:
+    def end(self, asked: subprocess.Popen[str], limit: float = 120.0) -> Answer:
         """The answer of a command that was begun."""
         with asked:
             try:
@@ -133,7 +133,7 @@ class Supervised:
                 raise TimeoutError(f"no answer within {limit:g} s: {output} {errors}") from None
         return Answer(asked.returncode, [json.loads(line) for line in output.splitlines()], errors)
 
-    def ctl(self, *arguments: str | Path, limit: float = 60.0) -> Answer:
+    def ctl(self, *arguments: str | Path, limit: float = 120.0) -> Answer:
         """Run `nginxctl --json ARGUMENTS` to its end."""
         return self.end(self.begin(*arguments), limit)
 
@@ -166,6 +166,14 @@ class Supervised:
     def until_phase(self, phase: str, limit: float = LIMIT) -> None:
         """Return when an upgrade is in `phase`; the phase has to last longer than a look."""
         until(f"phase {phase}", lambda: self.in_phase(phase), limit, poll=0.02)
+
+    def until_begun(self, phase: str, count: int = 1) -> None:
+        """Return when `count` upgrades have come to `phase`; it may be over by then."""
+
+        def begun() -> bool:
+            return sum(one.get("to_state") == phase for one in self.log()) >= count
+
+        until(f"{count} times in {phase}", begun, poll=0.02)
 
     def until_state(self, state: str, limit: float = LIMIT) -> dict[str, Any]:
         """Return when the supervisor is in `state`; the status that said so."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.e2e.harness import paused, processes
+from tests.e2e.harness import paused, processes, unfinished
 from tests.e2e.harness.bare import until
 from tests.e2e.harness.cases import Case, Victim
 from tests.e2e.harness.processes import Seen
@@ -155,7 +154,7 @@ def assert_nothing_leaked(nginx: Supervised, before: Counter[str]) -> None:
         return not more
 
     try:
-        until("no more open files", same, limit=5, poll=0.02)
+        until("no more open files", same, poll=0.02)
     except TimeoutError as exc:
         raise AssertionError(f"the supervisor leaks {dict(more)}") from exc
 
@@ -170,7 +169,7 @@ def assert_no_zombies(nginx: Supervised) -> None:
         return not left
 
     try:
-        until("no zombies", none, limit=5, poll=0.02)
+        until("no zombies", none, poll=0.02)
     except TimeoutError as exc:
         raise AssertionError(f"zombies (pid, parent, name): {left}") from exc
 
@@ -192,9 +191,8 @@ def zombies() -> list[str]:
 
 @contextmanager
 def held_connection(port: int) -> Iterator[None]:
-    """A worker that has taken it waits for the rest of a request, and cannot leave meanwhile."""
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(b"GET / HTTP/1.1\r\n")
+    """The worker that has taken it waits for the rest of a request, and cannot leave meanwhile."""
+    with unfinished.request(port):
         yield
 
 
