@@ -14,7 +14,7 @@ from tools.load import Load
 from tools.nginx_cache import Build
 
 QUICK = {"drain_timeout": "1s", "rollback_term_timeout": "500ms"}
-NEW_ONLY = {"new": 4, "keepalive": 0, "idle": 0, "slow": 0, "timeout": 15.0}
+NEW_ONLY = {"new": 4, "keepalive": 0, "idle": 0, "slow": 0, "timeout": 30.0}
 """What a stopped worker has accepted is lost with it: that is the fault, not ours."""
 
 
@@ -40,7 +40,7 @@ def stop_workers(nginx: Supervised) -> list[int]:
 
 def test_workers_that_hang_are_replaced_without_a_refused_connection(oldest: Build) -> None:
     with site.make(oldest) as one:
-        settings = {"probe": [probe(one, on_failure="restart")], "upgrade": QUICK}
+        settings = {"probe": [probe(one, on_failure="restart", timeout="1s")], "upgrade": QUICK}
         with supervised.running(one, settings) as nginx:
             until_up(nginx, "g1")
             (master,) = nginx.masters()
@@ -59,7 +59,7 @@ def test_workers_that_hang_are_replaced_without_a_refused_connection(oldest: Bui
 
 def test_nginx_is_left_alone_where_a_new_master_would_not_come_up(oldest: Build) -> None:
     with site.make(oldest) as one:
-        settings = {"probe": [probe(one, on_failure="restart")], "upgrade": QUICK}
+        settings = {"probe": [probe(one, on_failure="restart", timeout="1s")], "upgrade": QUICK}
         with supervised.running(one, settings) as nginx:
             until_up(nginx, "g1")
             (master,) = nginx.masters()

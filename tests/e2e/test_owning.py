@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.harness import checks, site, supervised
+from tests.e2e.harness import checks, site, supervised, unfinished
 from tests.e2e.harness.bare import until
+from tests.e2e.harness.cradle import kill
 from tests.e2e.harness.settings import probe
 from tests.e2e.harness.site import Options, Site, sha256
 from tests.e2e.harness.supervised import Supervised
@@ -103,7 +105,7 @@ def crashed(nginx: Supervised, *, workers_too: bool) -> None:
     """SIGKILL the master, or all of nginx; returns when it serves again."""
     victims = nginx.nginx() if workers_too else nginx.masters()
     for one in victims:
-        os.kill(one.pid, signal.SIGKILL)
+        kill(one.pid, signal.SIGKILL)
     gone = {one.pid for one in victims}
     until(
         "another master",
@@ -139,7 +141,7 @@ def test_backoff_and_start_limit(oldest: Build) -> None:
         text = one.config.read_text()
         one.config.write_text("broken")
         for each in nginx.nginx():
-            os.kill(each.pid, signal.SIGKILL)
+            kill(each.pid, signal.SIGKILL)
         # Degraded for another reason as long as the master has lost its workers alone.
         until("it gives up", lambda: nginx.look()["reason"] == "start_limit", poll=0.02)
         assert nginx.look()["state"] == "degraded"
@@ -154,7 +156,7 @@ def test_a_start_is_tried_again_until_it_succeeds(oldest: Build) -> None:
         text = one.config.read_text()
         one.config.write_text("broken")
         for each in nginx.nginx():
-            os.kill(each.pid, signal.SIGKILL)
+            kill(each.pid, signal.SIGKILL)
         nginx.until_state("backoff")
         one.config.write_text(text)
         nginx.until_state("running")
@@ -183,7 +185,7 @@ def test_a_graceful_stop_lets_a_download_end(oldest: Build) -> None:
         with Load(one.plan(new=0, keepalive=0, idle=0, slow_seconds=2)) as load:
             assert nginx.stop() == 0
             report = load.stop()
-        assert report.kinds["slow"].ok == 1, report
+        assert report.kinds["slow"].ok >= 1, report
         assert report.count("truncated") == 0, report
 
 
@@ -191,9 +193,9 @@ def test_a_stop_now_does_not_wait(oldest: Build) -> None:
     with (
         site.make(oldest) as one,
         supervised.running(one) as nginx,
-        Load(one.plan(new=0, keepalive=0, idle=0, slow_seconds=20)) as load,
+        Load(one.plan(new=0, keepalive=0, idle=0, slow_seconds=120)) as load,
     ):
-        assert nginx.ctl("stop", "--now", limit=5).code == 0
+        assert nginx.ctl("stop", "--now").code == 0
         until("truncated", lambda: load.report().count("truncated") == 1, poll=0.05)
 
 
@@ -267,8 +269,15 @@ def test_reopen_reaches_every_generation(oldest: Build, newest: Build) -> None:
 
 def until_open(path: Path, pid: int) -> None:
     """Return when the process has the file open under this name."""
-    folder = Path(f"/proc/{pid}/fd")
-    until(f"{path} open", lambda: path in [each.readlink() for each in folder.iterdir()])
+
+    def is_open() -> bool:
+        found = []
+        for each in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                found.append(each.readlink())
+        return path in found
+
+    until(f"{path} open", is_open)
 
 
 # --- a supervisor that dies ------------------------------------------------------------------
@@ -316,11 +325,14 @@ def test_an_interrupted_upgrade_ends_in_a_verdict(oldest: Build, newest: Build, 
 
 def test_a_drain_is_seen_to_its_end_by_the_next_supervisor(oldest: Build, newest: Build) -> None:
     with site.make(oldest) as one, supervised.running(one) as nginx:
-        with Load(one.plan(slow_seconds=3)) as load:
-            assert nginx.ctl("upgrade", newest.path).code == 0
-            assert nginx.status()["state"] == "draining"
-            nginx.die()
-            nginx.start()
+        with Load(one.plan()) as load:
+            with unfinished.request(one.port) as begun:
+                assert nginx.ctl("upgrade", newest.path).code == 0
+                assert nginx.status()["state"] == "draining"
+                nginx.die()
+                nginx.start()
+                assert nginx.status()["state"] == "draining"
+                assert " 200 " in begun.finish()
             nginx.until_state("running")
             report = load.stop()
         assert report.failures == 0, report
@@ -331,14 +343,14 @@ def test_a_candidate_that_dies_in_the_drain_is_replaced_by_the_old_version(
     oldest: Build, newest: Build
 ) -> None:
     with site.make(oldest) as one, supervised.running(one) as nginx:
-        with Load(one.plan(new=0, keepalive=0, idle=0, slow_seconds=4)) as load:
+        with unfinished.request(one.port) as begun:
             assert nginx.ctl("upgrade", newest.path).code == 0
             assert nginx.status()["state"] == "draining"
             new = nginx.masters()[-1].pid
             os.kill(new, signal.SIGKILL)
             until("a rescue", lambda: checks.answers(one.plan(), oldest.version), poll=0.05)
+            assert " 200 " in begun.finish()
             nginx.until_state("running")
-            assert load.report().count("truncated") == 0
         checks.assert_settled(nginx, oldest, sha256(oldest.path))
 
 
@@ -349,8 +361,11 @@ def test_a_failing_probe_never_keeps_nginx_down_and_is_reported(oldest: Build) -
     with site.make(oldest) as one:
         failing = probe(one, name="failing", url=f"{one.url}/nowhere", expect_status=[204])
         with supervised.running(one, {"probe": [failing, probe(one)]}) as nginx:
-            until("down", lambda: nginx.status()["probes"][0]["state"] == "down", poll=0.05)
-            states = {each["name"]: each["state"] for each in nginx.status()["probes"]}
-            assert states == {"failing": "down", "health": "up"}
+            wanted = {"failing": "down", "health": "up"}
+            until("one down, one up", lambda: states(nginx) == wanted, poll=0.02)
             # It failed before: it cannot condemn the candidate.
             assert nginx.ctl("upgrade", candidate(oldest, "good")).code == 0
+
+
+def states(nginx: Supervised) -> dict[str, str]:
+    return {each["name"]: each["state"] for each in nginx.look()["probes"]}

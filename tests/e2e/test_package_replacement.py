@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from tests.e2e.harness import checks, site, supervised
 from tests.e2e.harness.bare import until
+from tests.e2e.harness.cradle import kill
 from tests.e2e.harness.site import Options, Site, put, sha256
 from tests.e2e.harness.supervised import Supervised
 from tools.nginx_builds import candidate
@@ -28,7 +28,7 @@ def kill_everything(nginx: Supervised) -> None:
     nginx.die()
     while living := nginx.cradle.living():
         for one in living:
-            os.kill(one.pid, signal.SIGKILL)
+            kill(one.pid, signal.SIGKILL)
         until("all dead", lambda: not nginx.cradle.living())
 
 
@@ -97,8 +97,8 @@ def test_a_crash_starts_the_good_binary_although_another_is_on_disk(
     with site.make(oldest) as one, supervised.running(one) as nginx:
         put(newest.path, one.binary)
         for each in nginx.nginx():
-            os.kill(each.pid, signal.SIGKILL)
-        until("a restart", lambda: nginx.status()["restarts"] == 1, poll=0.05)
+            kill(each.pid, signal.SIGKILL)
+        until("a restart", lambda: nginx.look()["restarts"] == 1, poll=0.05)
         nginx.until_state("running")
         checks.assert_serves(nginx, oldest)
         checks.assert_one_generation(nginx)

@@ -14,6 +14,7 @@ import pytest
 from supervisor.edges import procfs
 from tests.e2e.harness import checks, site, supervised
 from tests.e2e.harness.bare import until
+from tests.e2e.harness.cradle import kill
 from tests.e2e.harness.site import Options, put, sha256
 from tests.e2e.harness.supervised import Supervised
 from tools.load import Load
@@ -76,7 +77,7 @@ def offered(nginx: Supervised, binary: Path) -> Path:
 
 def kill_all(pids: list[int]) -> None:
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+        kill(pid, signal.SIGKILL)
 
 
 def test_an_upgrade_a_rollback_and_a_stop(oldest: Build, newest: Build) -> None:
@@ -163,7 +164,7 @@ def test_a_crash_of_everything_and_a_take_over(oldest: Build) -> None:
     with as_nobody(oldest, Options(unix=True)) as nginx:
         one = nginx.site
         until("held", lambda: nginx.look()["held_listeners"]["count"] == 2, poll=0.02)
-        load = Load(one.plan(new=4, new_rate=100.0, keepalive=0, idle=0, slow=0, timeout=10.0))
+        load = Load(one.plan(new=4, new_rate=100.0, keepalive=0, idle=0, slow=0, timeout=20.0))
         with load:
             kill_all([seen.pid for seen in sorted(nginx.nginx(), key=lambda s: not s.is_master)])
             until("the restart", lambda: nginx.look()["restarts"] == 1, poll=0.02)

@@ -13,6 +13,7 @@ from supervisor.edges import procfs
 from tests import recording
 from tests.e2e.harness import checks, site, supervised
 from tests.e2e.harness.bare import until
+from tests.e2e.harness.cradle import kill
 from tests.e2e.harness.site import Options, Site, sha256
 from tests.e2e.harness.supervised import Supervised
 from tools.load import Load
@@ -39,7 +40,7 @@ def crash(nginx: Supervised) -> None:
     """Everything of nginx is killed; returns when it serves again."""
     gone = {one.pid for one in nginx.nginx()}
     for pid in gone:
-        os.kill(pid, signal.SIGKILL)
+        kill(pid, signal.SIGKILL)
     until("another master", lambda: {one.pid for one in nginx.masters()} - gone)
     nginx.until_state("running")
 

@@ -171,7 +171,7 @@ class Supervised:
         """Return when `count` upgrades have come to `phase`; it may be over by then."""
 
         def begun() -> bool:
-            return sum(one.get("to_state") == phase for one in self.log()) >= count
+            return len([one for one in self.log() if one.get("to_state") == phase]) >= count
 
         until(f"{count} times in {phase}", begun, poll=0.02)
 
