@@ -296,6 +296,8 @@ class NginxEffects:
             await self._tell_replaced(run, told)
         if run is not None and self._evidence.not_observed:
             told["detail"] = f"{told['detail']}; {self._evidence.not_observed}"
+        if run is not None and run.candidate_id is not None:
+            told |= self._evidence.lookout.observed.report()
         left = self.drain_left()
         if told["reason"] == "previous_generation_draining" and left is not None:
             told["detail"] = f"{told['detail']}; they are ended in {left:.0f} s at the latest"

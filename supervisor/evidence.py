@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -23,13 +24,14 @@ from supervisor.core.probe_settings import OnFailure
 from supervisor.core.seen import Seen
 from supervisor.core.server_blocks import why_not_traceable
 from supervisor.core.signals import ProcessEnded, ProcessKind, Signal
-from supervisor.core.triggers import Case, weigh
+from supervisor.core.triggers import Case, Trigger, weigh
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation
 from supervisor.edges.linux import UNKNOWN_EXIT
 from supervisor.edges.owner_finding import OwnerFinder
 from supervisor.edges.probe_listener import Sharing
-from supervisor.edges.probes import Aim, Prober
+from supervisor.edges.probes import Aim, Beside, Prober
+from supervisor.lookout import Lookout
 from supervisor.operations.world import World
 from supervisor.probe_board import Board
 from supervisor.watch import Counted, Sighting, WorkerExited
@@ -72,6 +74,7 @@ class Evidence:
         self._world = world
         self._board = Board(probes)
         self._seen = Seen()
+        self.lookout = Lookout(self._patrolled)
         self._prober = prober
         self._post = post
         self._progress = progress
@@ -117,6 +120,7 @@ class Evidence:
 
     def _dismiss_judge(self) -> None:
         self._judge = None
+        self.lookout.end()
         self._seen.keep_only({one.id for one in self._world.generations})
         postponed, self._postponed = self._postponed, None
         if postponed is not None:
@@ -189,6 +193,9 @@ class Evidence:
             self._not_asked = {name: why for name, why in reasons if why is not None}
             for name, why in self._not_asked.items():
                 self._world.log.info("canary.not_asked", probe=name, detail=why)
+            self.lookout.begin_canary(candidate.id, candidate.look().accepting)
+        else:
+            self.lookout.go_on(candidate.id, candidate.look().accepting)
         self._judge = self._judge_of(candidate, Watch.CANARY, awaited=run.port is not None)
         if run.port is None:
             self._aim_in_public(candidate)
@@ -210,18 +217,36 @@ class Evidence:
                 "reloaded by someone else while the upgrade began; try again"
             )
             self._post(Triggered(reason="probe_listener_shared", detail=detail))
-        self._prober.aim(
-            Aim(
-                generation=candidate.id,
-                address=("127.0.0.1", port),
-                owner=OwnerFinder(lambda: candidate.look().workers),
-                exclusive=lambda: self._sharing(port, candidate, old) in _CANDIDATES_OWN,
-                cover=candidate.look().accepting,
-                workers=lambda: candidate.brood().workers,
-                not_asked=self._not_asked,
-                prove_within=self._world.settings.upgrade.start_timeout,
-            )
+        private = self._private_aim(candidate, port)
+        self._prober.aim(replace(private, beside=self._patrol(private)))
+
+    def _private_aim(self, candidate: Generation, port: int) -> Aim:
+        old = self._world.active
+        return Aim(
+            generation=candidate.id,
+            address=("127.0.0.1", port),
+            owner=OwnerFinder(lambda: candidate.look().workers),
+            exclusive=lambda: self._sharing(port, candidate, old) in _CANDIDATES_OWN,
+            cover=candidate.look().accepting,
+            workers=lambda: candidate.brood().workers,
+            not_asked=self._not_asked,
+            prove_within=self._world.settings.upgrade.start_timeout,
         )
+
+    def _patrol(self, private: Aim) -> Beside | None:
+        return self.lookout.beside(
+            private, self._board.probes, self._up_before, self._world.settings.triggers
+        )
+
+    def _patrolled(self, seen: Observation, found: Trigger | None) -> None:
+        """What the patrol saw, which is no part of any probe's row."""
+        if self._judge is None:
+            return
+        self.lookout.observe(seen, in_canary=self._watch is Watch.CANARY)
+        self._judge.patrolled(seen)
+        if found is not None:
+            self._judge.condemn(found)
+        self._conclude()
 
     def _aim_in_public(self, candidate: Generation) -> None:
         """Ask where both generations accept; an answer counts where it is a candidate's worker's.
@@ -284,7 +309,15 @@ class Evidence:
         if candidate is None:
             return
         self._judge = self._judge_of(candidate, Watch.SOAK, awaited=True)
-        self._prober.aim(Aim(generation=candidate.id, workers=lambda: candidate.brood().workers))
+        self.lookout.go_on(candidate.id, candidate.look().accepting)
+        run, beside = self._world.run, None
+        if run is not None and run.port is not None:
+            beside = self._patrol(self._private_aim(candidate, run.port))
+        self._prober.aim(
+            Aim(
+                generation=candidate.id, workers=lambda: candidate.brood().workers, beside=beside,
+            )
+        )  # fmt: skip
 
     async def last_look(self) -> None:
         """Return when the evidence of the soak is for a commit; raises OperationFailed.
@@ -329,6 +362,7 @@ class Evidence:
         if self._board.take(seen, at=trio.current_time()):
             self._tell_change(seen)
         if self._judge is not None:
+            self.lookout.observe(seen, in_canary=self._watch is Watch.CANARY)
             self._judge.observe(seen)
             self._conclude()
         self._see_failure(probe, seen)
@@ -413,6 +447,7 @@ class Evidence:
             self._judge_exit(self._judge, sighting)
         elif candidate.ready:
             brood = sighting.brood
+            self.lookout.census(brood.accepting)
             self._judge.census(brood.accepting, at=sighting.at, starting=len(brood.starting))
             self._see_stopped(sighting)
         self._conclude()
@@ -477,7 +512,12 @@ class Evidence:
         if judge.trigger is not None and not self._told_trigger:
             self._told_trigger = True
             trigger = judge.trigger
-            self._progress({"event": "trigger", "reason": trigger.reason, "detail": trigger.detail})
+            self._progress(
+                {
+                    "event": "trigger", "reason": trigger.reason, "detail": trigger.detail,
+                    "attribution": self.lookout.observed.ways,
+                }
+            )  # fmt: skip
             self._post(Triggered(reason=trigger.reason, detail=trigger.detail))
         if self._watch is Watch.CANARY and judge.healthy and not self._told_healthy:
             self._told_healthy = True
@@ -494,6 +534,7 @@ class Evidence:
             "not_asked": dict(self._not_asked),
             "lacking": self.lacking,
             "not_observed": self.not_observed,
+            "lookout": self.lookout.to_data(),
             "told_healthy": self._told_healthy,
             "told_trigger": self._told_trigger,
             "passed": self._passed,
@@ -514,6 +555,7 @@ class Evidence:
         self._up_before = frozenset(data["up_before"]) & self._board.probes.keys()
         self._not_asked = {str(name): str(why) for name, why in data["not_asked"].items()}
         self._passed = {str(name): int(one) for name, one in data["passed"].items()}
+        self.lookout.from_data(data["lookout"])
         self._memory = None if data["judge"] is None else (data["judge"], at)
         try:
             self.aim(watch)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from supervisor.core.health import Health, HealthState
-from supervisor.core.observation import Observation
+from supervisor.core.observation import Attribution, Observation
 from supervisor.core.probe_settings import ProbeSettings
 
 
@@ -21,6 +21,8 @@ class Row:
     detail: str | None = None
     generation: int | None = None
     heard_at: float | None = None  # monotonic seconds
+    attribution: Attribution | None = None
+    worker: int | None = None
 
 
 class Board:
@@ -48,6 +50,7 @@ class Board:
         before = row.health.state
         row.health = row.health.observe(seen.outcome, rise=probe.rise, fall=probe.fall)
         row.heard_at, row.detail, row.generation = at, seen.detail, seen.generation
+        row.attribution, row.worker = seen.attribution, seen.worker_pid
         if row.health.state is before:
             return False
         row.since = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -73,6 +76,8 @@ class Board:
                 "type": self.probes[name].type,
                 "state": row.health.state.value,
                 "generation": None if row.generation is None else f"g{row.generation}",
+                "attribution": None if row.attribution is None else row.attribution.value,
+                "worker": row.worker,
                 "since": row.since,
                 "detail": row.detail,
             }
@@ -87,6 +92,8 @@ class Board:
                 "since": row.since,
                 "detail": row.detail,
                 "generation": row.generation,
+                "attribution": None if row.attribution is None else row.attribution.value,
+                "worker": row.worker,
             }
             for name, row in self.rows.items()
         }
@@ -100,4 +107,7 @@ class Board:
             seen = data[name]
             state, passes, failures = seen["health"]
             health = Health(state=HealthState(state), passes=passes, failures=failures)
-            self.rows[name] = Row(health, seen["since"], seen["detail"], seen["generation"])
+            row = Row(health, seen["since"], seen["detail"], seen["generation"])
+            if seen["attribution"] is not None:
+                row.attribution, row.worker = Attribution(seen["attribution"]), seen["worker"]
+            self.rows[name] = row

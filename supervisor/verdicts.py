@@ -26,6 +26,7 @@ _CONDEMNS = frozenset(
     {
         "candidate_exited", "start_timeout", "no_workers", "worker_died", "worker_fatal",
         "workers_respawning", "probe_failed", "error_log",
+        "worker_failing", "worker_not_answering",
     }
 )  # fmt: skip
 """Reasons of a rollback that speak against the candidate's binary; the others blame something else

@@ -64,6 +64,7 @@ class Timeline:
             parts.append(text(event["detail"]))
         if event.get("verdict") == "committed" and event.get("judged") is False:
             parts.append("(no probe judged it)")
+        parts.append(_gaps(event))
         return "  ".join(filter(None, parts)).rstrip()
 
     def explanation(self, event: Fields) -> Iterator[str]:
@@ -225,6 +226,20 @@ def history_in_detail(found: Fields) -> Iterator[str]:
             yield f"    {text(entry['detail'])}"
         if phases := _phases(entry.get("phases")):
             yield f"    {phases}"
+        if evidence := _evidence(entry):
+            yield f"    {evidence}"
+
+
+def _evidence(entry: Fields) -> str:
+    """By which ways answers were known to be the candidate's, and how many workers gave one."""
+    if not isinstance(entry.get("canary_observed"), bool):
+        return ""
+    ways = entry.get("attribution")
+    words = [text(way).replace("_", " ") for way in ways] if isinstance(ways, list) else []
+    said = "observed" if entry["canary_observed"] else "not observed"
+    coverage = _fields(entry.get("coverage"))
+    seen = f"{text(coverage.get('answered'))} of {text(coverage.get('workers'))} workers answered"
+    return f"canary {said}; answers known by: {', '.join(words) or 'nothing'}; {seen}"
 
 
 def _phases(value: object) -> str:
@@ -317,7 +332,21 @@ def _verdict_cells(verdict: Fields) -> list[str]:
     cells = [moment(verdict["time"])] if verdict.get("time") else []
     cells += [text(verdict.get(key)) for key in ("upgrade_id", "operation", "verdict")]
     cells += [_versions(verdict), text(verdict.get("reason"))]
-    return [*cells, f"{elapsed:.3f} s" if isinstance(elapsed, int | float) else ""]
+    cells.append(f"{elapsed:.3f} s" if isinstance(elapsed, int | float) else "")
+    return [*cells, _gaps(verdict)]
+
+
+def _gaps(verdict: Fields) -> str:
+    """What nobody has seen of the candidate; nothing where all was seen, or there was none."""
+    if verdict.get("verdict") != "committed":
+        return ""
+    if verdict.get("canary_observed") is False and verdict.get("judged") is not False:
+        return "(canary not observed)"
+    coverage = _fields(verdict.get("coverage"))
+    answered, workers = coverage.get("answered"), coverage.get("workers")
+    if not isinstance(answered, int) or not isinstance(workers, int) or answered >= workers:
+        return ""
+    return f"({answered} of {workers} workers seen answering)" if answered else ""
 
 
 def _versions(verdict: Fields) -> str:

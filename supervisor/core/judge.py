@@ -127,6 +127,15 @@ class Judge:
                 "probe_failed", f"probe {seen.probe} failed {health.failures} times: {seen.detail}"
             )
 
+    def patrolled(self, seen: Observation) -> None:
+        """Whether a worker answers, seen beside the probes: that is no part of a probe's row."""
+        if seen.generation != self._candidate or seen.worker_pid is None:
+            return
+        if seen.outcome is Outcome.PASS:
+            self._answered.add(seen.worker_pid)
+        else:
+            self._failing[seen.worker_pid] = seen.detail
+
     def worker_exited(
         self, pid: int, *, code: int | None, signal: int | None, draining: bool, at: float
     ) -> None:

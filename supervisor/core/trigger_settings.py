@@ -19,6 +19,10 @@ class TriggerSettings:
     """Unexpected ends of workers that are a loop; 0: never."""
     respawn_interval: float = 10.0
     """Seconds in which they have to come."""
+    patrol: bool = True
+    """Each worker is asked again and again on the private listener."""
+    worker_silence: float = 5.0
+    """Seconds without an answer of one worker that condemn, while all others answer; 0: never."""
     error_log_emerg: int = 1
     """Lines of one new kind at this level that condemn; 0: none do."""
     error_log_alert: int = 1
@@ -57,6 +61,8 @@ def parse_triggers(table: Table) -> TriggerSettings:
         error_log_ignore=tuple(
             _expression(table, one) for one in table.texts("error_log_ignore", default=())
         ),
+        patrol=table.flag("patrol", default=default.patrol),
+        worker_silence=table.duration("worker_silence", default.worker_silence),
     )
 
 

@@ -71,10 +71,30 @@ class Aim:
     """The workers of `generation` now: what a response header names has to be among them."""
     not_asked: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     """The probes whose answers say nothing about `generation`, and why; they ask as configured."""
+    beside: Beside | None = None
+    """Whom to ask besides, on fresh connections of no probe's row."""
     prove_within: float = math.inf
     """Seconds in which each probe is to show how `generation` is. A finite time makes one that
     passes ask again at once, up to `rise` passes in a row, and one that fails often enough for
     `fall` failures in a row."""
+
+
+LANES = 4
+"""Connections of a patrol at once: one worker that hangs must not make it wait for the others."""
+GAP = 0.01
+"""Seconds between two connections of a lane."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """A patrol: one probe asks again and again in rounds, and has its answers told elsewhere."""
+
+    aim: Aim
+    probe: str
+    report: Callable[[Observation], None]
+    begin: Callable[[], None]  # a round
+    wants_more: Callable[[], bool]  # in this round
+    pause: float  # seconds between two rounds
 
 
 @dataclass(slots=True)
@@ -188,6 +208,9 @@ class Prober:
                 if self._round is not None:
                     for probe in self._probes:
                         nursery.start_soon(self._repeat, probe, self._round)
+                    beside = self._round.aim.beside
+                    if beside is not None:
+                        nursery.start_soon(self._patrol, beside)
                 await self._changed.wait()
                 nursery.cancel_scope.cancel()
 
@@ -205,6 +228,23 @@ class Prober:
             self._wanted[probe.name] = wanted = trio.Event()
             with trio.move_on_at(due):
                 await wanted.wait()
+
+    async def _patrol(self, beside: Beside) -> None:
+        probe = next((one for one in self._probes if one.name == beside.probe), None)
+        if probe is None:
+            return
+
+        async def lane() -> None:
+            while beside.wants_more():
+                beside.report(await self._observe(probe, _Round(beside.aim)))
+                await trio.sleep(GAP)
+
+        while True:
+            beside.begin()
+            async with trio.open_nursery() as nursery:
+                for _ in range(LANES):
+                    nursery.start_soon(lane)
+            await trio.sleep(beside.pause)
 
     def _pause(self, probe: ProbeSettings, outcome: Outcome, current: _Round) -> float | None:
         """Seconds until the probe asks again ahead of its interval; None: it does not.
