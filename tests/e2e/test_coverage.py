@@ -73,7 +73,10 @@ def test_a_canary_that_nobody_observed_is_told_everywhere(oldest: Build, newest:
         command = one.folder / "probe.sh"
         command.write_text("#!/bin/sh\nexit 0\n")
         command.chmod(0o755)
-        blind = {"name": "blind", "type": "exec", "command": [str(command)], "interval": "50ms"}
+        blind = {
+            "name": "blind", "type": "exec", "command": [str(command)], "interval": "50ms",
+            "timeout": "20s",
+        }  # fmt: skip
         with supervised.running(
             one, {"probe_listener": elsewhere(one), "probe": [blind], "upgrade": {"soak": "1s"}}
         ) as nginx:

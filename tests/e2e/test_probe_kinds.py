@@ -291,8 +291,9 @@ def test_one_bad_worker_of_several_is_found_in_the_canary(
         until_all(nginx, "up")
         answer = nginx.ctl("upgrade", bad)
         assert answer.code == 4, answer
-        # A probe meets the bad worker three times in a row only by chance.
-        assert answer.reason in ("probe_failed", "canary_inconclusive")
+        # A probe meets the bad worker three times in a row only by chance; the patrol may not do so
+        # before the canary is over.
+        assert answer.reason in ("worker_failing", "probe_failed", "canary_inconclusive")
         assert "status 500, expected 200" in answer.last["detail"]
         assert "soaking" not in answer.last["phases"], answer
         if answer.reason == "canary_inconclusive":

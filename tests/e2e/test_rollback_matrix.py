@@ -75,7 +75,7 @@ TABLE = (
     Fault(fault="500s", phase="held", kind="status_500", knobs=LATER, reason="probe_failed"),
     Fault(fault="500s of one worker", phase="canary", kind="status_500",
           knobs={"one_worker": 1}, canary="500ms", settings={"start_timeout": "2s"},
-          reason=("probe_failed", "canary_inconclusive")),
+          reason=("worker_failing", "probe_failed", "canary_inconclusive")),
     Fault(fault="wrong body", phase="canary", kind="wrong_body", reason="probe_failed"),
     Fault(
         fault="wrong body", phase="soaking", kind="wrong_body", knobs={"where": "inherited"},
