@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 
-LIBRARIES = ("trio", "psutil", "structlog", "h11")
+LIBRARIES = ("trio", "psutil", "structlog", "h11", "h2.connection")
 ROUNDS = 15
 _PROGRAM = """
 import json, sys, time
@@ -50,8 +50,8 @@ def main() -> int:
     for group in groups[1:]:
         spent = statistics.median(one for one, _ in seen[group])
         added = statistics.median(resident for _, resident in seen[group]) - empty
-        name = "all four" if len(group) > 1 else group[0]
-        print(f"{name:10} {1000 * spent:7.1f} ms   {added / 1024:6.1f} MiB")
+        name = "all" if len(group) > 1 else group[0]
+        print(f"{name:13} {1000 * spent:7.1f} ms   {added / 1024:6.1f} MiB")
     return 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -188,7 +189,9 @@ class Evidence:
         self._told_healthy = self._told_trigger = False
         unjudged, self._unjudged = self._unjudged, []
         if self._memory is None:
-            why_not = why_not_traceable if run.port is None else self._world.listener.why_not
+            why_not = why_not_traceable
+            if run.port is not None:
+                why_not = partial(self._world.listener.why_not, tls=run.tls_port is not None)
             reasons = ((name, why_not(probe)) for name, probe in self._board.probes.items())
             self._not_asked = {name: why for name, why in reasons if why is not None}
             for name, why in self._not_asked.items():
@@ -200,33 +203,40 @@ class Evidence:
         if run.port is None:
             self._aim_in_public(candidate)
         else:
-            self._aim_in_private(candidate, run.port)
+            self._aim_in_private(candidate, run.port, run.tls_port)
         for exited in unjudged:
             if exited.generation == candidate.id:
                 self._judge_exit(self._judge, exited)
         self._weigh()
         self._conclude()
 
-    def _aim_in_private(self, candidate: Generation, port: int) -> None:
-        """Ask the candidate alone, at the address that only it listens on."""
+    def _aim_in_private(self, candidate: Generation, port: int, tls_port: int | None) -> None:
+        """Ask the candidate alone, at the addresses that only it listens on."""
         old = self._world.active
-        if self._sharing(port, candidate, old) is Sharing.SHARED:
+        ports = (port,) if tls_port is None else (port, tls_port)
+        for one in ports:
+            if self._told_trigger or self._sharing(one, candidate, old) is not Sharing.SHARED:
+                continue
             self._told_trigger = True
             detail = (
-                f"the private probe listener on port {port} is open in both generations: nginx was "
+                f"the private probe listener on port {one} is open in both generations: nginx was "
                 "reloaded by someone else while the upgrade began; try again"
             )
             self._post(Triggered(reason="probe_listener_shared", detail=detail))
-        private = self._private_aim(candidate, port)
+        private = self._private_aim(candidate, port, tls_port)
         self._prober.aim(replace(private, beside=self._patrol(private)))
 
-    def _private_aim(self, candidate: Generation, port: int) -> Aim:
+    def _private_aim(self, candidate: Generation, port: int, tls_port: int | None) -> Aim:
         old = self._world.active
+        ports = (port,) if tls_port is None else (port, tls_port)
         return Aim(
             generation=candidate.id,
             address=("127.0.0.1", port),
+            tls_address=None if tls_port is None else ("127.0.0.1", tls_port),
             owner=OwnerFinder(lambda: candidate.look().workers),
-            exclusive=lambda: self._sharing(port, candidate, old) in _CANDIDATES_OWN,
+            exclusive=lambda: all(
+                self._sharing(one, candidate, old) in _CANDIDATES_OWN for one in ports
+            ),
             cover=candidate.look().accepting,
             workers=lambda: candidate.brood().workers,
             not_asked=self._not_asked,
@@ -312,7 +322,7 @@ class Evidence:
         self.lookout.go_on(candidate.id, candidate.look().accepting)
         run, beside = self._world.run, None
         if run is not None and run.port is not None:
-            beside = self._patrol(self._private_aim(candidate, run.port))
+            beside = self._patrol(self._private_aim(candidate, run.port, run.tls_port))
         self._prober.aim(
             Aim(
                 generation=candidate.id, workers=lambda: candidate.brood().workers, beside=beside,

@@ -23,7 +23,7 @@ def advise(settings: Settings, blocks: Sequence[ServerBlock]) -> tuple[Advice, .
     if not settings.probes:
         return ()
     about_each = (one for probe in settings.probes for one in _on_times(probe, settings.upgrade))
-    return (*_on_canary(settings, blocks), *about_each)
+    return (*_on_canary(settings, blocks), *about_each, *_on_trust(settings.probes))
 
 
 def _on_canary(settings: Settings, blocks: Sequence[ServerBlock]) -> Iterator[Advice]:
@@ -75,3 +75,14 @@ def _on_times(probe: ProbeSettings, upgrade: UpgradeSettings) -> Iterator[Advice
             f"canary + start_timeout ({window:g} s): a candidate that hangs is never told from a "
             "slow one",
         )
+
+
+def _on_trust(probes: Sequence[ProbeSettings]) -> Iterator[Advice]:
+    for probe in probes:
+        if isinstance(probe, HttpProbe) and probe.tls is not None and not probe.tls.verify:
+            yield Advice(
+                reason="not_verified",
+                detail=f"probe {probe.name} takes any certificate (verify = false): it passes "
+                "where a candidate presents an expired or a wrong one; name its authority in "
+                "ca_file",
+            )

@@ -47,6 +47,7 @@ class Listen:
     transport: Transport = Transport.TCP
     reuseport: bool = False
     ssl: bool = False
+    http2: bool = False  # by an option of this line, as before nginx 1.25.1
     binds: bool = False  # nginx binds it even beside a wildcard of the same port
     section: str = "http"
     file: str = ""
@@ -91,6 +92,7 @@ def parse_listen(arguments: tuple[str, ...], *, section: str, file: str) -> tupl
             transport=Transport.UDP if datagram else Transport.TCP,
             reuseport="reuseport" in options,
             ssl="ssl" in options or "quic" in options,
+            http2="http2" in options,
             binds=any(_BIND_OPTIONS.fullmatch(option) for option in options),
             section=section,
             file=file,

@@ -12,12 +12,16 @@ from urllib.parse import SplitResult, urlsplit
 
 from supervisor.core.errors import ConfigError
 from supervisor.core.settings_table import Table
+from supervisor.core.tls_settings import TlsSettings, parse_tls, refuse_tls
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", re.ASCII)  # RFC 9110, 5.6.2
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e]*", re.ASCII)
 _VISIBLE = re.compile(r"[\x21-\x7e]+", re.ASCII)
 _OWN_HEADERS = frozenset({"host", "connection", "content-length", "transfer-encoding", "upgrade"})
+_NOT_IN_HTTP2 = frozenset({"keep-alive", "proxy-connection", "te"})  # RFC 9113, 8.2.2
+_LOCATED = frozenset({201, 301, 302, 303, 307, 308})
+_MOST_REDIRECTS = 10
 _ANY_ROW = 1000
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -66,11 +70,14 @@ class HttpProbe(_Common):
     type: ClassVar[str] = "http"
     url: str
     address: Address
+    tls: TlsSettings | None = None
     target: str
     host: str  # the Host header
     headers: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     expect_status: frozenset[int] = frozenset({200})
     expect_body: re.Pattern[str] | None = None
+    expect_location: re.Pattern[str] | None = None
+    follow_redirects: int = 0  # at most so many, in a row
     max_latency: float | None = None
     pid_header: str | None = None  # a response header that names the worker (nginx's $pid)
 
@@ -150,22 +157,30 @@ def _parse_http(table: Table, common: _CommonFields) -> HttpProbe:
     url = table.text("url")
     parts = _split_url(table, url)
     assert parts.hostname is not None
-    address: Address = TcpAddress(parts.hostname, parts.port or 80)
+    https = parts.scheme == "https"
+    address: Address = TcpAddress(parts.hostname, parts.port or (443 if https else 80))
     if table.has("unix"):
         address = UnixAddress(table.socket_path("unix"))
     host = table.optional_text("host") or parts.netloc
     if not _VISIBLE.fullmatch(host):
         raise table.error("host", f"{host!r} cannot be a Host header")
+    tls = parse_tls(table, host=host) if https else None
+    if tls is None:
+        refuse_tls(table)
+    statuses = _parse_statuses(table)
     slowest = table.duration("max_latency", 0.0, positive=True)
     return HttpProbe(
         **common,
         url=url,
         address=address,
+        tls=tls,
         target=(parts.path or "/") + (f"?{parts.query}" if parts.query else ""),
         host=host,
-        headers=_parse_headers(table),
-        expect_status=_parse_statuses(table),
-        expect_body=_parse_pattern(table),
+        headers=_parse_headers(table, http2=tls is not None and tls.http2),
+        expect_status=statuses,
+        expect_body=_parse_pattern(table, "expect_body"),
+        expect_location=_parse_location(table, statuses),
+        follow_redirects=_parse_redirects(table),
         max_latency=slowest or None,
         pid_header=_parse_pid_header(table),
     )
@@ -177,19 +192,15 @@ def _split_url(table: Table, url: str) -> SplitResult:
         port = parts.port
     except ValueError as exc:
         raise table.error("url", f"{url!r} is no URL: {exc}") from exc
-    if parts.scheme == "https":
+    web = parts.scheme in ("http", "https") and parts.hostname and port != 0
+    if not web or "@" in parts.netloc or "#" in url or not _VISIBLE.fullmatch(url):
         raise table.error(
-            "url",
-            "https is not supported yet (TLS probes come later); use http://, or type = "
-            '"exec" with a client of your own',
+            "url", f"{url!r} is no URL of the form http://host:port/path?query, or https://"
         )
-    plain = parts.scheme == "http" and parts.hostname and port != 0
-    if not plain or "@" in parts.netloc or "#" in url or not _VISIBLE.fullmatch(url):
-        raise table.error("url", f"{url!r} is no URL of the form http://host:port/path?query")
     return parts
 
 
-def _parse_headers(table: Table) -> Mapping[str, str]:
+def _parse_headers(table: Table, *, http2: bool) -> Mapping[str, str]:
     headers = table.text_table("headers")
     for name, value in headers.items():
         if not _TOKEN.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
@@ -197,6 +208,8 @@ def _parse_headers(table: Table) -> Mapping[str, str]:
         if name.lower() in _OWN_HEADERS:
             remedy = "use the key host" if name.lower() == "host" else "leave it out"
             raise table.error(f"headers.{name}", f"the probe sets this one itself; {remedy}")
+        if http2 and name.lower() in _NOT_IN_HTTP2:
+            raise table.error(f"headers.{name}", "HTTP/2 has no such header; leave it out")
     return MappingProxyType(headers)
 
 
@@ -212,14 +225,34 @@ def _parse_statuses(table: Table) -> frozenset[int]:
     return frozenset(table.array("expect_status", status))
 
 
-def _parse_pattern(table: Table) -> re.Pattern[str] | None:
-    pattern = table.optional_text("expect_body")
+def _parse_pattern(table: Table, key: str) -> re.Pattern[str] | None:
+    pattern = table.optional_text(key)
     if pattern is None:
         return None
     try:
         return re.compile(pattern)
-    except re.error as exc:
-        raise table.error("expect_body", f"{pattern!r} is no regular expression: {exc}") from exc
+    except (re.error, OverflowError, RecursionError) as exc:
+        raise table.error(key, f"{pattern!r} is no regular expression: {exc}") from exc
+
+
+def _parse_location(table: Table, statuses: frozenset[int]) -> re.Pattern[str] | None:
+    pattern = _parse_pattern(table, "expect_location")
+    if pattern is not None and not statuses & _LOCATED:
+        raise table.error(
+            "expect_location",
+            "no status in expect_status comes with a Location; add expect_status = [301], say",
+        )
+    return pattern
+
+
+def _parse_redirects(table: Table) -> int:
+    most = table.integer("follow_redirects", 0, least=0, most=_MOST_REDIRECTS)
+    if most and table.has("expect_location"):
+        raise table.error(
+            "follow_redirects",
+            "a redirect is either followed or expected; leave expect_location out",
+        )
+    return most
 
 
 def _parse_pid_header(table: Table) -> str | None:

@@ -8,6 +8,11 @@ block's answer, or none, would be held against the candidate. nginx decides by t
 longest that ends with one, a regular expression, the default server. What cannot be told from the
 configuration alone (a name that has to be resolved, a regular expression) is a doubt, and in doubt
 a probe is not sent to the private listener.
+
+A listen speaks TLS where any block says `ssl` for its address. There the name in the handshake
+(SNI) chooses the block whose certificate is shown, by the same rules; without one it is the
+default server's. So a probe over https needs a private listener with `ssl`, which only a block
+with certificates can have, and both names have to choose that block.
 """
 
 from __future__ import annotations
@@ -105,13 +110,37 @@ class _Blocks(_Reading):
         )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class PrivateTls:
+    """What stands on the private listener for probes over https besides `ssl`."""
+
+    http2: bool
+
+
+def private_tls(blocks: Sequence[ServerBlock], include_file: str) -> PrivateTls | None:
+    """How the block that includes the file speaks TLS on its own listens; None: it does not."""
+    own = _own(blocks, include_file)
+    places = set() if own is None else {place for one in own.listens if (place := _place(one))}
+    secure = [place for place in places if _speaks_tls(place, blocks)]
+    if not secure:
+        return None
+    return PrivateTls(
+        http2=any(
+            one.http2
+            for block in blocks
+            for one in block.listens
+            if any(place.takes(one) for place in secure)
+        )
+    )
+
+
 def why_not_in_canary(
     probe: ProbeSettings, blocks: Sequence[ServerBlock], include_file: str
 ) -> str | None:
     """Why the private listener would not answer as the probe's own address does; None: it would."""
     if isinstance(probe, ExecProbe):
         return None if probe.uses_probe_address else "the command does not use PROBE_ADDRESS"
-    own = next((block for block in blocks if block.reads(include_file)), None)
+    own = _own(blocks, include_file)
     if own is None:
         return f"no server block includes {include_file}"
     places = _places(probe.address, blocks)
@@ -123,12 +152,37 @@ def why_not_in_canary(
                 f"{_written(probe.address)} is not, or not surely, an address of the server block "
                 f"that includes {include_file}"
             )
-        if isinstance(probe, HttpProbe) and not _answers(own, place, blocks, _name(probe.host)):
+        why = _why_not_by_http(probe, own, place, blocks) if isinstance(probe, HttpProbe) else None
+        if why is not None:
+            return why
+    return None
+
+
+def _own(blocks: Sequence[ServerBlock], include_file: str) -> ServerBlock | None:
+    return next((block for block in blocks if block.reads(include_file)), None)
+
+
+def _why_not_by_http(
+    probe: HttpProbe, own: ServerBlock, place: _Place, blocks: Sequence[ServerBlock]
+) -> str | None:
+    where = _written(probe.address)
+    secure = _speaks_tls(place, blocks)
+    if secure and probe.tls is None:
+        return f"{where} speaks TLS, and the url begins with http://"
+    if not secure and probe.tls is not None:
+        return f"{where} does not speak TLS, and the url begins with https://"
+    names = {_name(probe.host)} if probe.tls is None else {_name(probe.host), probe.tls.sni}
+    for name in sorted(names, key=str):
+        if not _answers(own, place, blocks, name):
+            by = "without a name in the handshake" if name is None else f"by the name {name}"
             return (
-                f"another server block listens on {_written(probe.address)} too, and by the name "
-                f"{_name(probe.host)} nginx may choose that one"
+                f"another server block listens on {where} too, and {by} nginx may choose that one"
             )
     return None
+
+
+def _speaks_tls(place: _Place, blocks: Iterable[ServerBlock]) -> bool:
+    return any(one.ssl and place.takes(one) for block in blocks for one in block.listens)
 
 
 def why_not_traceable(probe: ProbeSettings) -> str | None:
@@ -212,11 +266,15 @@ def _name(host: str) -> str:
     return host.partition(":")[0].lower().removesuffix(".")
 
 
-def _answers(own: ServerBlock, place: _Place, blocks: Iterable[ServerBlock], name: str) -> bool:
+def _answers(
+    own: ServerBlock, place: _Place, blocks: Iterable[ServerBlock], name: str | None
+) -> bool:
     """Whether nginx surely chooses `own` for `name` among the blocks at `place`."""
     there = [block for block in blocks if any(place.takes(one) for one in block.listens)]
-    if len(there) == 1:
-        return True
+    by_word = [block for block in there if any(place.takes(one) for one in block.default_on)]
+    default = (by_word or there)[0]
+    if len(there) == 1 or name is None:
+        return default is own
     patterns = [(block, pattern) for block in there for pattern in block.names]
     exact = [block for block, pattern in patterns if name == pattern.removeprefix(".")]
     if exact:
@@ -228,8 +286,7 @@ def _answers(own: ServerBlock, place: _Place, blocks: Iterable[ServerBlock], nam
             return next(block for length, block in matching if length == longest) is own
     if any(pattern.startswith("~") or "$" in pattern for _, pattern in patterns):
         return False  # nobody can tell without the regular expressions and the host's own name
-    by_word = [block for block in there if any(place.takes(one) for one in block.default_on)]
-    return (by_word or there)[0] is own
+    return default is own
 
 
 def _leading(name: str, pattern: str) -> bool:

@@ -208,6 +208,7 @@ def parse_settings(table: Mapping[str, object]) -> Settings:
     )
     for one in tables.values():
         one.finish()
+    _expect_enough_ports(tables["probe_listener"], settings)
     return settings
 
 
@@ -320,6 +321,21 @@ def _parse_probe_listener(table: Table) -> ProbeListenerSettings:
             "needed, since two generations never use the same one",
         )
     return ProbeListenerSettings(include_file=include_file, first_port=first, last_port=last)
+
+
+def _expect_enough_ports(table: Table, settings: Settings) -> None:
+    """A candidate has a second port where a probe asks over https."""
+    listener = settings.probe_listener
+    count = listener.last_port - listener.first_port + 1
+    secure = next(
+        (one.name for one in settings.probes if isinstance(one, HttpProbe) and one.tls), None
+    )
+    if secure is not None and count < 2 * _FEWEST_PORTS:
+        raise table.error(
+            "ports",
+            f"it has {count} ports, and with probe {secure}, which asks over https, two "
+            f"generations need {2 * _FEWEST_PORTS}",
+        )
 
 
 def _parse_upgrade(table: Table) -> UpgradeSettings:

@@ -1,15 +1,18 @@
-"""One GET over HTTP/1.1, judged by its status, its body and its time."""
+"""One GET, judged by its status, its body and its time; over TLS and along redirects if so set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-import h11
 import trio
 
+from supervisor.core.http_answer import Answer, Follow, Refused, judge, redirect_of
 from supervisor.core.observation import Attribution, Outcome
-from supervisor.core.probe_settings import Address, HttpProbe
+from supervisor.core.probe_settings import Address, HttpProbe, TcpAddress
+from supervisor.edges import http1
+from supervisor.edges.http_exchange import MOST_BODY, BadAnswerError
 from supervisor.edges.owner_finding import Owner
 from supervisor.edges.probe_finding import (
     Finding,
@@ -20,23 +23,12 @@ from supervisor.edges.probe_finding import (
     trace,
     within,
 )
+from supervisor.edges.tls_client import context_for, secured, tls_cause
 
-MOST_BODY = 1024 * 1024
-"""Bytes of a body that are read; a longer one is a failure."""
-MOST_HEADER = 65536
-"""Bytes of a header that are read."""
-_SHOWN_BODY = 80
+__all__ = ["MOST_BODY", "check_http"]
 
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
-
-
-class _BadAnswerError(Exception):
-    """What the server sent is no answer; the text says why."""
+_RESET = struct.pack("ii", 1, 0)
+"""Linger on, for no time: close(2) resets the connection (socket(7))."""
 
 
 async def check_http(
@@ -46,113 +38,117 @@ async def check_http(
 
     A worker that only a response header names has to be `known`.
 
-    A redirect is an answer like any other. The worker is looked for before the request is sent,
+    Each request has a connection of its own. The worker is looked for before the request is sent,
     when it cannot have closed the connection yet, and again after a kept-alive answer; one that
-    the answer names itself is not looked for where that would take long.
+    the answer names itself is not looked for where that would take long. The time runs from the
+    first byte sent, which over TLS is the handshake's, to the end of the last answer.
     """
 
     async def ask(progress: Progress) -> Finding:
+        asked = [probe.target]
+        asking = _Asking(probe, address, owner, known, progress)
         try:
-            stream = await connect(address)
-        except OSError as exc:
-            return progress.finding(outcome_of(exc), f"cannot connect: {cause_of(exc)}")
-        async with stream:
-            progress.doing = "waiting for a worker to accept"
-            by_header = probe.pid_header is not None
-            progress.worker_pid = await trace(
-                stream, owner, progress, patient=True, cheaply=by_header
-            )
-            try:
-                answer = await _exchange(stream, probe, progress)
-            except _BadAnswerError as exc:
-                return progress.finding(Outcome.FAIL, str(exc))
-            took = progress.elapsed
-            named, worker_by = _pid_in(answer, probe.pid_header), Attribution.RESPONSE_HEADER
-            if named is None or not known(named):
-                if progress.worker_pid is None:
-                    progress.worker_pid = await trace(stream, owner, progress, patient=False)
-                named, worker_by = progress.worker_pid, Attribution.SOCKET_OWNER
-        outcome, detail = _judge(answer, probe, took)
+            while True:
+                answer, took = await asking.once(asked[-1])
+                step = redirect_of(answer, probe, asked, _own_ports(probe, address))
+                if not isinstance(step, Follow):
+                    break
+                asked.append(step.target)
+        except BadAnswerError as exc:
+            after = f" (after {' -> '.join(asked)})" if len(asked) > 1 else ""
+            return progress.finding(exc.outcome, f"{exc}{after}")
+        if isinstance(step, Refused):
+            outcome, detail = Outcome.FAIL, f"status {answer.status}: {step.why}"
+        else:
+            outcome, detail = judge(answer, probe, took)
+        if probe.tls is not None and not probe.tls.verify:
+            detail += " (certificate not verified)"
         return Finding(
-            outcome=outcome, detail=detail, latency=took, worker_pid=named,
-            worker_by=None if named is None else worker_by,
+            outcome=outcome, detail=detail, latency=took, worker_pid=asking.worker,
+            worker_by=asking.worker_by,
         )  # fmt: skip
 
     return await within(probe.timeout, ask)
 
 
-async def _exchange(stream: trio.SocketStream, probe: HttpProbe, progress: Progress) -> _Answer:
-    """Send the request and read the whole answer. Raises _BadAnswerError."""
-    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MOST_HEADER)
-    headers = [("Host", probe.host), *probe.headers.items()]
-    for name, value in (("User-Agent", "nginx-supervisor"), ("Accept", "*/*")):
-        if name.lower() not in {given.lower() for given, _ in headers}:
-            headers.append((name, value))
-    request = connection.send(h11.Request(method="GET", target=probe.target, headers=headers))
-    rest = connection.send(h11.EndOfMessage())
-    progress.began = trio.current_time()
-    progress.doing = "sending the request"
-    try:
-        await stream.send_all((request or b"") + (rest or b""))
-        progress.doing = "waiting for the answer"
-        return await _receive(stream, connection, progress)
-    except trio.BrokenResourceError as exc:
-        raise _BadAnswerError(
-            f"the connection broke while {progress.doing}: {cause_of(exc)}"
-        ) from exc
-    except h11.RemoteProtocolError as exc:
-        if "ConnectionClosed" in str(exc):
-            raise _BadAnswerError("the connection was closed in the middle of the answer") from exc
-        raise _BadAnswerError(f"no HTTP/1.1 answer while {progress.doing}: {exc}") from exc
+@dataclass(slots=True)
+class _Asking:
+    """One look of a probe, and who gave its last answer."""
 
+    probe: HttpProbe
+    address: Address
+    owner: Owner | None
+    known: Callable[[int], bool]
+    progress: Progress
+    worker: int | None = None
+    worker_by: Attribution | None = None
 
-async def _receive(
-    stream: trio.SocketStream, connection: h11.Connection, progress: Progress
-) -> _Answer:
-    response: h11.Response | None = None
-    body = bytearray()
-    while True:
-        event = connection.next_event()
-        if event is h11.NEED_DATA:
-            data = await stream.receive_some(65536)
-            if not data and response is None and not connection.trailing_data[0]:
-                raise _BadAnswerError("the connection was closed without an answer")
-            connection.receive_data(data)
-        elif isinstance(event, h11.Response):
-            response = event
-            progress.doing = f"reading the body of an answer with status {event.status_code}"
-        elif isinstance(event, h11.Data):
-            body += event.data
-            if len(body) > MOST_BODY:
-                raise _BadAnswerError(f"body too large: more than {MOST_BODY} bytes")
-        elif isinstance(event, h11.EndOfMessage):
-            assert response is not None
-            return _Answer(response.status_code, tuple(response.headers), bytes(body))
-
-
-def _judge(answer: _Answer, probe: HttpProbe, took: float) -> tuple[Outcome, str]:
-    said = f"status {answer.status}"
-    if answer.status not in probe.expect_status:
-        expected = ", ".join(str(one) for one in sorted(probe.expect_status))
-        return Outcome.FAIL, f"{said}, expected {expected}"
-    if probe.expect_body is not None:
-        body = answer.body.decode("utf-8", "replace")
-        if not probe.expect_body.search(body):
-            shown = body[:_SHOWN_BODY]
-            return Outcome.FAIL, (
-                f"{said}, but the body does not match {probe.expect_body.pattern!r}: {shown!r}"
+    async def once(self, target: str) -> tuple[Answer, float]:
+        """One answer, and the seconds until its end. Raises BadAnswerError."""
+        probe, progress = self.probe, self.progress
+        progress.doing, progress.worker_pid = "reading the files for TLS", None
+        with progress.own_time():
+            context = None if probe.tls is None else await context_for(probe.tls)
+        progress.doing = "connecting"
+        try:
+            plain = await connect(self.address)
+        except OSError as exc:
+            raise BadAnswerError(f"cannot connect: {cause_of(exc)}", outcome_of(exc)) from exc
+        try:
+            progress.doing = "waiting for a worker to accept"
+            cheaply = probe.pid_header is not None
+            progress.worker_pid = await trace(
+                plain, self.owner, progress, patient=True, cheaply=cheaply
             )
-    if probe.max_latency is not None and took > probe.max_latency:
-        return Outcome.FAIL, f"{said} after {took:.3f} s, slower than {probe.max_latency:g} s"
-    return Outcome.PASS, said
+            if progress.began is None:
+                progress.began = trio.current_time()
+            stream: trio.abc.Stream = plain
+            if probe.tls is not None and context is not None:
+                progress.doing = "TLS handshake"
+                stream = await secured(plain, probe.tls, context)
+            answer = await _exchange(stream, probe, target, progress)
+            took = progress.elapsed
+            await self._find_worker(plain, answer)
+        finally:
+            if probe.tls is not None:
+                # By RST: older nginx logs an end without a word of TLS as critical.
+                plain.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, _RESET)
+            await trio.aclose_forcefully(plain)
+        return answer, took
+
+    async def _find_worker(self, plain: trio.SocketStream, answer: Answer) -> None:
+        named = _pid_in(answer, self.probe.pid_header)
+        if named is not None and self.known(named):
+            self.worker, self.worker_by = named, Attribution.RESPONSE_HEADER
+            return
+        progress = self.progress
+        if progress.worker_pid is None:
+            progress.worker_pid = await trace(plain, self.owner, progress, patient=False)
+        self.worker = progress.worker_pid
+        self.worker_by = None if self.worker is None else Attribution.SOCKET_OWNER
 
 
-def _pid_in(answer: _Answer, header: str | None) -> int | None:
+async def _exchange(
+    stream: trio.abc.Stream, probe: HttpProbe, target: str, progress: Progress
+) -> Answer:
+    try:
+        if probe.tls is not None and probe.tls.http2:
+            from supervisor.edges import http2  # most sites have no such probe
+
+            return await http2.exchange(stream, probe, target, progress)
+        return await http1.exchange(stream, probe, target, progress)
+    except trio.BrokenResourceError as exc:
+        told = None if probe.tls is None else tls_cause(exc, probe.tls)
+        raise BadAnswerError(
+            f"the connection broke while {progress.doing}: {told or cause_of(exc)}"
+        ) from exc
+
+
+def _own_ports(probe: HttpProbe, address: Address) -> Collection[int]:
+    return {one.port for one in (probe.address, address) if isinstance(one, TcpAddress)}
+
+
+def _pid_in(answer: Answer, header: str | None) -> int | None:
     """The worker that the answer names; only digits of a sensible length count."""
-    if header is None:
-        return None
-    wanted = header.lower().encode()
-    for name, value in answer.headers:
-        if name == wanted and value.isdigit() and len(value) <= 10:
-            return int(value)
-    return None
+    value = None if header is None else answer.header(header)
+    return int(value) if value is not None and value.isdigit() and len(value) <= 10 else None

@@ -45,12 +45,16 @@ class Progress:
         if self.limit is None:
             yield
             return
-        left = self.limit.deadline - trio.current_time()
+        since = trio.current_time()
+        left = self.limit.deadline - since
         self.limit.deadline = math.inf
         try:
             yield
         finally:
-            self.limit.deadline = trio.current_time() + left
+            now = trio.current_time()
+            self.limit.deadline = now + left
+            if self.began is not None:
+                self.began += now - since
 
     @property
     def elapsed(self) -> float:

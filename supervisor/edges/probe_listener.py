@@ -8,6 +8,9 @@ connections over all workers, whatever nginx's version.
 A reload in the wrong moment makes the old generation open the port as well. So the claim is
 checked against the kernel with every answer: a socket is private while the candidate's master has
 it open and the old one has not.
+
+Where the server block has certificates and a probe asks over https, a second port speaks TLS, as
+the block's own listens do.
 """
 
 from __future__ import annotations
@@ -15,17 +18,20 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import chain
 from pathlib import Path
 
 from supervisor.core.errors import OperationFailed, Refusal
 from supervisor.core.nginx_listen import DEFAULT_PORT
-from supervisor.core.probe_settings import ProbeSettings
+from supervisor.core.probe_settings import HttpProbe, ProbeSettings
 from supervisor.core.server_blocks import (
     UNPRIVILEGED_PORT,
+    PrivateTls,
     ServerBlock,
+    private_tls,
     server_blocks,
     why_not_in_canary,
 )
@@ -53,6 +59,20 @@ def blocks_of(dump: str) -> tuple[ServerBlock, ...]:
     return server_blocks(dump, implied_port=port)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """The private ports of one candidate; `tls` None: none of them speaks TLS."""
+
+    plain: int
+    tls: int | None = None
+    http2: bool = False  # an option of the line with `ssl`
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """Every port that has to be the candidate's own."""
+        return (self.plain,) if self.tls is None else (self.plain, self.tls)
+
+
 class ProbeListener:
     """Writes the included file, knows who includes it and who listens. Holds nothing open."""
 
@@ -62,14 +82,42 @@ class ProbeListener:
         self._disk = disk
         self._last = self._ports[-1]
         self._blocks: tuple[ServerBlock, ...] = ()
+        self._no_tls = "the private listener does not speak TLS"
 
     def learn(self, dump: str) -> None:
         """Take in the configuration that the candidate will read, as `nginx -T` tells it."""
         self._blocks = blocks_of(dump)
 
-    def why_not(self, probe: ProbeSettings) -> str | None:
-        """Why `probe` is not to be sent to the private port; None: it is."""
-        return why_not_in_canary(probe, self._blocks, str(self._path))
+    def why_not(self, probe: ProbeSettings, *, tls: bool = True) -> str | None:
+        """Why `probe` is not to be sent to a private port, one of them with `tls`; None: it is."""
+        why = why_not_in_canary(probe, self._blocks, str(self._path))
+        if why is None and isinstance(probe, HttpProbe) and probe.tls is not None and not tls:
+            return self._no_tls
+        return why
+
+    def choose_ports(self, probes: Iterable[ProbeSettings]) -> Ports:
+        """The ports for what `learn` was told last; one for TLS where a probe can use it.
+
+        Raises Refusal as `choose_port` does where there is none at all.
+        """
+        ports = Ports(plain=self.choose_port())
+        by_https = [one for one in probes if isinstance(one, HttpProbe) and one.tls is not None]
+        speaks = private_tls(self._blocks, str(self._path)) if by_https else None
+        if speaks is None or all(self.why_not(one) for one in by_https):
+            return ports
+        try:
+            return self._with_tls(ports, speaks)
+        except Refusal:
+            self._no_tls = "no second port was left for the private listener that speaks TLS"
+            return ports
+
+    def without_tls(self, ports: Ports, why: str) -> Ports:
+        """The same without a port for TLS, as nginx refuses it; `why_not` tells that from now."""
+        self._no_tls = f"nginx refuses ssl on the private listener: {why}"
+        return replace(ports, tls=None)
+
+    def _with_tls(self, ports: Ports, speaks: PrivateTls) -> Ports:
+        return replace(ports, tls=self.choose_port({ports.plain}), http2=speaks.http2)
 
     def choose_port(self, exclude: Collection[int] = ()) -> int:
         """The next port of the range that can be bound now; another one each time.
@@ -87,14 +135,17 @@ class ProbeListener:
             f"{self._ports[-1]} are in use; free one, or change ports in [probe_listener]",
         )
 
-    def write(self, port: int) -> None:
-        """The file tells nginx to listen on `port` of the loopback addresses.
+    def write(self, ports: Ports) -> None:
+        """The file tells nginx to listen on `ports` of the loopback addresses.
 
         Raises Refusal `probe_file_not_writable`; the file is then as it was.
         """
-        addresses = [f"{_V4}:{port}"] + ([f"[{_V6}]:{port}"] if _has_ipv6() else [])
         lines = ["# Written by nginx-supervisor for the next upgrade; edits are lost."]
-        lines += [f"listen {address} reuseport;" for address in addresses]
+        hosts = [_V4, f"[{_V6}]"] if _has_ipv6() else [_V4]
+        lines += [f"listen {host}:{ports.plain} reuseport;" for host in hosts]
+        if ports.tls is not None:
+            options = "ssl http2 reuseport" if ports.http2 else "ssl reuseport"
+            lines += [f"listen {host}:{ports.tls} {options};" for host in hosts]
         self._replace("\n".join(lines) + "\n")
 
     def text(self) -> str | None:

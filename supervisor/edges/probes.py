@@ -59,6 +59,8 @@ class Aim:
     generation: int
     address: tuple[str, int] | None = None
     """Where http and tcp probes connect to instead; Host and path stay. None: as configured."""
+    tls_address: tuple[str, int] | None = None
+    """The same for https; None: no such probe is asked there, and `not_asked` says so."""
     owner: Owner | None = None
     """The worker of `generation` that holds the other end of a connection."""
     exclusive: Callable[[], bool] | None = None
@@ -112,9 +114,11 @@ class _Round:
 
     def address(self, probe: HttpProbe | TcpProbe) -> Address:
         """Where the probe connects to."""
-        if self.aim.address is None or not self.asks(probe):
+        secure = isinstance(probe, HttpProbe) and probe.tls is not None
+        instead = self.aim.tls_address if secure else self.aim.address
+        if instead is None or not self.asks(probe):
             return probe.address
-        return TcpAddress(*self.aim.address)
+        return TcpAddress(*instead)
 
     def proves(self, probe: ProbeSettings, outcome: Outcome) -> bool:
         """Whether one more pass is wanted at once."""
@@ -299,6 +303,8 @@ class Prober:
                 environment = {}
                 if aim.address is not None:
                     environment["PROBE_ADDRESS"] = "{}:{}".format(*aim.address)
+                if aim.tls_address is not None:
+                    environment["PROBE_TLS_ADDRESS"] = "{}:{}".format(*aim.tls_address)
                 return await check_exec(probe, identity, environment)
             case _ as never:
                 assert_never(never)

@@ -173,8 +173,8 @@ def _program(data: Mapping[str, Any]) -> Program:
 
 _PLAIN = (
     "id", "operation", "candidate_id", "previous", "from_version", "to_version", "installed",
-    "usr2_sent", "quit_sent", "include_text", "include_written", "port", "judged", "hasten",
-    "placing",
+    "usr2_sent", "quit_sent", "include_text", "include_written", "port", "tls_port", "judged",
+    "hasten", "placing",
 )  # fmt: skip
 
 

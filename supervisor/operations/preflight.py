@@ -151,19 +151,31 @@ async def _open_probe_listener(
     as well; whether one did is checked with each answer. A site whose configuration does not
     include the file is upgraded without: its canary is then not observed.
     """
-    run.include_text = await trio.to_thread.run_sync(world.listener.text)
+    listener = world.listener
+    run.include_text = await trio.to_thread.run_sync(listener.text)
+    listener.learn(plan.dump)
     try:
-        port = await trio.to_thread.run_sync(world.listener.choose_port)
+        ports = await trio.to_thread.run_sync(listener.choose_ports, world.settings.probes)
         run.include_written = True
         await trio.to_thread.run_sync(_note, world, run)
-        await trio.to_thread.run_sync(world.listener.write, port)
+        await trio.to_thread.run_sync(listener.write, ports)
     except Refusal as exc:
         run.include_written = False
         world.log.warning("probe_listener.unavailable", reason=exc.reason, detail=exc.detail)
         return facts_of(world, plan.build, plan.config)
     handed_on = environment(world, active.program.environment)
+    test = partial(dump_config, plan.staged.path, settings_argv(world), handed_on)
     try:
-        tested, dump = await dump_config(plan.staged.path, settings_argv(world), handed_on)
+        try:
+            tested, dump = await test()
+        except Refusal as exc:
+            if ports.tls is None:
+                raise
+            # The certificates may be those of another block, the default server of the address.
+            world.log.warning("probe_listener.without_tls", detail=exc.detail)
+            ports = listener.without_tls(ports, exc.detail)
+            await trio.to_thread.run_sync(listener.write, ports)
+            tested, dump = await test()
     except Refusal as exc:
         raise Refusal(
             "probe_listener_rejected",
@@ -173,8 +185,8 @@ async def _open_probe_listener(
         ) from exc
     config = effective(tested, parse_globals(world.settings.nginx.globals or ""))
     if world.settings.probe_listener.include_file in config.files:
-        run.port = port
-        world.listener.learn(dump)
+        run.port, run.tls_port = ports.plain, ports.tls
+        listener.learn(dump)
     else:
         await trio.to_thread.run_sync(partial(world.listener.restore, run.include_text))
         run.include_written = False

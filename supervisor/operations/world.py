@@ -107,6 +107,7 @@ class UpgradeRun:
     include_text: str | None = None  # of the probe listener's file before the upgrade
     include_written: bool = False
     port: int | None = None  # the candidate's private probe listener
+    tls_port: int | None = None  # ... that speaks TLS
     judged: bool = False
     hasten: bool = False
     placing: bool = False  # the candidate's modules are put in place, to test it with them

@@ -60,3 +60,9 @@ def test_times_that_do_not_go_together(probe: str, upgrade: str, reasons: list[s
 def test_a_command_has_no_latency() -> None:
     command = 'name = "c"\ntype = "exec"\ncommand = ["/bin/true"]\nuses_probe_address = true'
     assert told(command, f"listen 80; {INCLUDE}") == []
+
+
+@pytest.mark.parametrize(("more", "reasons"), [("verify = false", ["not_verified"]), ("", [])])
+def test_a_probe_that_takes_any_certificate_is_told(more: str, reasons: list[str]) -> None:
+    probe = f'name = "home"\ntype = "http"\nurl = "https://127.0.0.1/"\n{more}'
+    assert told(probe, f"listen 443 ssl; {INCLUDE}") == reasons

@@ -6,7 +6,9 @@ import pytest
 
 from supervisor.core.probe_settings import ExecProbe, parse_probe
 from supervisor.core.server_blocks import (
+    PrivateTls,
     ServerBlock,
+    private_tls,
     server_blocks,
     why_not_in_canary,
     why_not_traceable,
@@ -165,6 +167,65 @@ def test_a_connection_alone_needs_no_name() -> None:
     probe = parse_probe({"name": "p", "type": "tcp", "address": "127.0.0.1:80"}, 1)
     found = blocks("listen 80; server_name b.test;", f"listen 80; server_name a.test; {INCLUDE}")
     assert why_not_in_canary(probe, found, FILE) is None
+
+
+# --- TLS ---
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "found"),
+    [
+        ("listen 80;", "listen 443 ssl;", None),
+        ("listen 80; listen 443 ssl;", "listen 80;", PrivateTls(http2=False)),
+        ("listen 443 ssl http2;", "listen 80;", PrivateTls(http2=True)),
+        ("listen 443;", "listen 443 ssl http2;", PrivateTls(http2=True)),
+        ("listen 443 ssl;", "listen 81 ssl http2;", PrivateTls(http2=False)),
+        ("listen 80 http2; listen 443 ssl;", "", PrivateTls(http2=False)),
+        ("listen 443 quic; listen 80;", "", None),
+    ],
+)
+def test_the_private_listener_speaks_tls_as_the_block_does(
+    own: str, other: str, found: PrivateTls | None
+) -> None:
+    assert private_tls(blocks(other, f"{own} {INCLUDE}"), FILE) == found
+
+
+def test_without_the_include_nothing_speaks_tls() -> None:
+    assert private_tls(blocks("listen 443 ssl;"), FILE) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("https://127.0.0.1/", None),
+        ("http://127.0.0.1/", None),
+        ("http://127.0.0.1:443/", "127.0.0.1:443 speaks TLS, and the url begins with http://"),
+        ("https://127.0.0.1:80/", "127.0.0.1:80 does not speak TLS"),
+    ],
+)
+def test_the_scheme_is_the_one_of_the_address(url: str, told: str | None) -> None:
+    found = why(f"listen 80; listen 443 ssl; {INCLUDE}", url=url)
+    assert found == told or (found is not None and told is not None and found.startswith(told))
+
+
+@pytest.mark.parametrize(
+    ("names", "asked"),
+    [
+        ({"host": "a.test"}, True),
+        ({"host": "b.test"}, False),
+        ({"host": "a.test", "server_name": "b.test"}, False),
+        ({"host": "b.test", "server_name": "a.test"}, False),
+        ({"host": "a.test", "server_name": "127.0.0.1"}, False),  # then b.test, the default
+    ],
+)
+def test_both_names_have_to_choose_the_block(names: dict[str, str], *, asked: bool) -> None:
+    told = why(
+        "listen 443 ssl; server_name b.test;", f"listen 443; server_name a.test; {INCLUDE}",
+        url="https://127.0.0.1/", **names,
+    )  # fmt: skip
+    assert (told is None) is asked, told
+    nameless = names.get("server_name") == "127.0.0.1"
+    assert told is None or ("without a name in the handshake" in told) is nameless
 
 
 def test_a_stream_server_may_have_the_include() -> None:

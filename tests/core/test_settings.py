@@ -38,6 +38,7 @@ from supervisor.core.settings import (
     nginx_argv,
     parse_settings,
 )
+from supervisor.core.tls_settings import TlsSettings
 from supervisor.core.trigger_settings import TriggerSettings
 
 ROOT = Path(__file__).parents[2]
@@ -188,12 +189,12 @@ def test_the_sample_can_be_used() -> None:
     assert [probe.name for probe in settings.probes] == ["home"]
     # What is commented out is right as well.
     more = re.sub(r"^# (?=\[\[|[a-z_]+ = )", "", text, flags=re.MULTILINE)
-    assert [probe.type for probe in parse(more).probes] == ["http", "tcp", "exec"]
+    assert [probe.type for probe in parse(more).probes] == ["http", "http", "tcp", "exec"]
 
 
 def test_every_key_is_documented() -> None:
     text = (ROOT / "docs/configuration.md").read_text()
-    for source in ("settings", "probe_settings", "trigger_settings"):
+    for source in ("settings", "probe_settings", "tls_settings", "trigger_settings"):
         code = (ROOT / f"supervisor/core/{source}.py").read_text()
         keys = set(re.findall(r"\btable\.\w+\(\s*\"(\w+)\"", code)) - {"probe"}
         assert keys
@@ -420,10 +421,100 @@ def test_what_is_no_url(url: str) -> None:
     assert " is no URL" in problem(f'{NGINX}[[probe]]\nname = "n"\ntype = "http"\nurl = "{url}"')
 
 
-def test_https_is_refused_with_a_way_out() -> None:
-    said = problem(f'{NGINX}[[probe]]\nname = "n"\ntype = "http"\nurl = "https://h/"')
-    assert "TLS probes come later" in said
-    assert '"exec"' in said
+def only_https(text: str = "") -> HttpProbe:
+    probe = only_probe(f'name = "n"\ntype = "http"\nurl = "https://h/"\n{text}')
+    assert isinstance(probe, HttpProbe)
+    return probe
+
+
+def test_an_https_probe_with_little() -> None:
+    probe = only_https()
+    assert probe.address == TcpAddress("h", 443)
+    assert probe.tls == TlsSettings(server_name="h")
+    assert probe.tls.verify
+    assert probe.tls.sni == "h"
+
+
+def test_an_https_probe_with_everything() -> None:
+    probe = only_https(
+        """
+        host = "Www.example.org:8443"
+        server_name = "TLS.example.org"
+        ca_file = "/etc/ca.pem"
+        client_certificate = "/etc/client.pem"
+        client_key = "/etc/client.key"
+        http2 = true
+        follow_redirects = 3
+        """
+    )
+    assert probe.tls == TlsSettings(
+        server_name="TLS.example.org", ca_file="/etc/ca.pem", http2=True,
+        client_certificate="/etc/client.pem", client_key="/etc/client.key",
+    )  # fmt: skip
+    assert probe.tls.sni == "tls.example.org"
+    assert probe.follow_redirects == 3
+    unverified = only_https("verify = false").tls
+    assert unverified == TlsSettings(server_name="h", verify=False)
+
+
+@pytest.mark.parametrize(
+    ("host", "name", "sni"),
+    [
+        ("www.example.org.:81", "www.example.org", "www.example.org"),
+        ("[::1]:81", "::1", None),
+        ("127.0.0.1:81", "127.0.0.1", None),
+    ],
+)
+def test_whom_a_certificate_has_to_name(host: str, name: str, sni: str | None) -> None:
+    tls = only_https(f'host = "{host}"').tls
+    assert tls is not None
+    assert (tls.server_name, tls.sni) == (name, sni)
+
+
+def test_a_redirect_may_be_expected() -> None:
+    probe = only_probe(HTTP + 'expect_status = [301]\nexpect_location = "^https://"')
+    assert probe.expect_location == re.compile("^https://")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('ca_file = "ca.pem"', "is a relative path"),
+        ('ca_file = "/ca.pem"\nverify = false', "nobody looks at it"),
+        ('client_key = "/key.pem"', "add client_certificate"),
+        ('host = "a_b!c"', "cannot use server_name"),
+        ('server_name = "a b"', "is neither a host name nor an address"),
+        ("http2 = 1", "1 is neither true nor false"),
+        ('http2 = true\nheaders = { TE = "x" }', "HTTP/2 has no such header"),
+        ("follow_redirects = 11", "11 is not from 0 to 10"),
+        ('expect_location = "x"', "add expect_status = [301]"),
+        ('expect_status = [301]\nexpect_location = "("', "is no regular expression"),
+        ('expect_status = [301]\nexpect_location = "x"\nfollow_redirects = 1', "either followed"),
+        ('expect_body = "a{99999999999999999999}"', "is no regular expression"),
+        ('servername = "x"', "did you mean server_name"),
+    ],
+)
+def test_wrong_settings_of_https_get_advice(text: str, said: str) -> None:
+    assert said in problem(
+        f'{NGINX}[[probe]]\nname = "n"\ntype = "http"\nurl = "https://h/"\n{text}'
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'server_name = "x"', "verify = true", 'ca_file = "/x"', 'client_certificate = "/x"',
+        'client_key = "/x"', "http2 = false",
+    ],
+)  # fmt: skip
+def test_settings_of_https_are_for_https_alone(text: str) -> None:
+    assert "it is for https alone" in problem(f"{NGINX}[[probe]]\n{HTTP}{text}")
+
+
+def test_https_needs_ports_for_two_generations() -> None:
+    text = f'{NGINX}[probe_listener]\nports = "20000-20002"\n[[probe]]\nname = "n"\ntype = "http"\n'
+    assert "has 3 ports" in problem(f'{text}url = "https://h/"')
+    assert parse(f'{text}url = "http://h/"').probe_listener.last_port == 20002
 
 
 # --- durations ---

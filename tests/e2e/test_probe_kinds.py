@@ -21,6 +21,8 @@ from tools.nginx_cache import Build
 SECRET = 'location = /secret { if ($http_x_key != "open") { return 403; } return 200 "in\\n"; }'
 NAMED = 'location = /named { if ($http_host != "other.test") { return 403; } return 200 "in\\n"; }'
 GONE = 'location = /gone { return 410 "gone\\n"; }'
+MOVED = "location = /moved { return 301 /healthz?moved; }"
+"""nginx writes the port that was asked into the Location: in a canary, that of the candidate."""
 PUBLIC = {"where": "inherited"}
 """A fault of the public listeners alone, which no canary can see."""
 
@@ -108,6 +110,12 @@ KINDS = (
             one, url=f"{one.url}/gone", expect_status=[404, 410], expect_body="gone"
         ),
         options=Options(server=GONE),
+    ),
+    Kind(
+        name="redirect",
+        probe=lambda one: probe(one, url=f"{one.url}/moved", follow_redirects=1),
+        options=Options(server=MOVED), bad="wrong_body",
+        says="status 200, but the body does not match 'healthy': 'wrong",
     ),
     Kind(
         name="unix", probe=lambda one: probe(one, unix=str(one.unix_path)),

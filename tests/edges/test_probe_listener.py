@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from supervisor.core.errors import Refusal
+from supervisor.core.probe_settings import ProbeSettings, parse_probe
 from supervisor.core.settings import ProbeListenerSettings
 from supervisor.edges import probe_listener, socket_owners
 from supervisor.edges.owner_finding import OwnerFinder
-from supervisor.edges.probe_listener import ProbeListener, Sharing
+from supervisor.edges.probe_listener import Ports, ProbeListener, Sharing
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 HAS_V6 = probe_listener._has_ipv6()
@@ -133,7 +134,7 @@ def test_a_port_of_either_family_may_be_busy(
 
 def test_the_file_holds_what_nginx_needs(listener: ProbeListener, tmp_path: Path) -> None:
     assert listener.text() is None
-    listener.write(18931)
+    listener.write(Ports(plain=18931))
     text = listener.text()
     assert text is not None
     assert "listen 127.0.0.1:18931 reuseport;\n" in text
@@ -142,11 +143,54 @@ def test_the_file_holds_what_nginx_needs(listener: ProbeListener, tmp_path: Path
     assert os.listdir(tmp_path) == ["probe.conf"]
 
 
+def test_a_port_for_tls_speaks_as_the_block_does(listener: ProbeListener) -> None:
+    for http2, options in ((False, "ssl reuseport"), (True, "ssl http2 reuseport")):
+        listener.write(Ports(plain=18931, tls=18932, http2=http2))
+        text = listener.text() or ""
+        assert "listen 127.0.0.1:18931 reuseport;\n" in text
+        assert f"listen 127.0.0.1:18932 {options};\n" in text
+        assert (f"listen [::1]:18932 {options};\n" in text) is HAS_V6
+
+
+def dump(listens: str) -> str:
+    include = f"include {INCLUDED};"
+    return f"# configuration file /c:\nhttp {{ server {{ {listens} {include} }} }}\n"
+
+
+INCLUDED = "/run/probe.conf"
+
+
+def https(url: str = "https://127.0.0.1/") -> ProbeSettings:
+    return parse_probe({"name": "p", "type": "http", "url": url}, 1)
+
+
+def test_a_port_for_tls_is_chosen_where_a_probe_can_use_it(first: int) -> None:
+    settings = ProbeListenerSettings(include_file=INCLUDED, first_port=first, last_port=first + 1)
+    listener = ProbeListener(settings)
+    plain = Ports(plain=first)
+    listener.learn(dump("listen 80; listen 443 ssl http2;"))
+    assert listener.choose_ports([https("http://127.0.0.1/")]).tls is None
+    assert listener.choose_ports([https("https://127.0.0.1:444/")]).tls is None
+    ports = listener.choose_ports([https()])
+    assert (ports.plain, ports.tls, ports.http2) == (first, first + 1, True)
+    assert ports.all == (first, first + 1)
+    assert listener.why_not(https()) is None
+    assert listener.why_not(https(), tls=False) is not None
+    assert listener.without_tls(ports, "no certificate") == Ports(plain=first, http2=True)
+    assert "refuses ssl" in (listener.why_not(https(), tls=False) or "")
+    assert "no certificate" in (listener.why_not(https(), tls=False) or "")
+    with listening(first + 1):
+        assert listener.choose_ports([https()]) == plain
+    assert "no second port" in (listener.why_not(https(), tls=False) or "")
+    listener.learn(dump("listen 80;"))
+    assert listener.choose_ports([https()]).tls is None
+
+
 def test_without_ipv6_only_ipv4_is_written(
     listener: ProbeListener, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
     monkeypatch.setattr(probe_listener, "_has_ipv6", lambda: False)
-    listener.write(18931)
+    listener.write(Ports(plain=18931))
     assert "[::1]" not in (listener.text() or "")
     assert listener.choose_port() == first
 
@@ -154,7 +198,7 @@ def test_without_ipv6_only_ipv4_is_written(
 def test_the_file_can_be_put_back(listener: ProbeListener, tmp_path: Path) -> None:
     (tmp_path / "probe.conf").write_bytes(b"# \xff by hand\n")
     before = listener.text()
-    listener.write(18931)
+    listener.write(Ports(plain=18931))
     listener.restore(before)
     assert (tmp_path / "probe.conf").read_bytes() == b"# \xff by hand\n"
     listener.restore(None)
@@ -170,7 +214,7 @@ def test_a_planted_symlink_is_replaced_and_never_followed(
     (tmp_path / "probe.conf").symlink_to(victim)
     with pytest.raises(Refusal, match="only a regular file"):
         listener.text()
-    listener.write(18931)
+    listener.write(Ports(plain=18931))
     assert victim.read_text() == "precious"
     assert not (tmp_path / "probe.conf").is_symlink()
 
@@ -181,7 +225,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     assert listener.text() is None
     listener.restore(None)
     with pytest.raises(Refusal) as caught:
-        listener.write(18931)
+        listener.write(Ports(plain=18931))
     assert caught.value.reason == "probe_file_not_writable"
     assert f"mkdir -p {folder}" in caught.value.detail
     assert not folder.exists()
@@ -189,7 +233,11 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_in_its_place_is_an_error(listener: ProbeListener, tmp_path: Path) -> None:
     (tmp_path / "probe.conf").mkdir()
-    for act in (listener.text, lambda: listener.write(1), lambda: listener.restore(None)):
+    for act in (
+        listener.text,
+        lambda: listener.write(Ports(plain=1)),
+        lambda: listener.restore(None),
+    ):
         with pytest.raises(Refusal) as caught:
             act()
         assert caught.value.reason == "probe_file_not_writable"
@@ -201,13 +249,13 @@ def test_a_full_disk_leaves_the_old_text(listener: ProbeListener, tmp_path: Path
         def write(self, fd: int, data: bytes) -> None:
             raise OSError(28, "No space left on device")
 
-    listener.write(18931)
+    listener.write(Ports(plain=18931))
     before = listener.text()
     full = ProbeListener(
         ProbeListenerSettings(include_file=str(tmp_path / "probe.conf")), disk=FullDisk()
     )
     with pytest.raises(Refusal, match="free space"):
-        full.write(18932)
+        full.write(Ports(plain=18932))
     assert listener.text() == before
     assert os.listdir(tmp_path) == ["probe.conf"]
 

@@ -74,9 +74,9 @@ class Scene:
             id=NEW, master=SimpleNamespace(pid=9), program=SimpleNamespace(workers=1), ready=True,
             look=lambda: brood, brood=lambda: brood, workers={},
         )  # fmt: skip
-        self.run = SimpleNamespace(port=18931, judged=False)
+        self.run = SimpleNamespace(port=18931, tls_port=None, judged=False)
         listener = SimpleNamespace(
-            why_not=lambda probe: self.why_not.get(probe.name),
+            why_not=lambda probe, *, tls: self.why_not.get(probe.name),
             exclusive_to=lambda *_: self.sharing,
         )
         self.world = SimpleNamespace(

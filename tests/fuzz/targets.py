@@ -261,7 +261,7 @@ async def _serve(stream: bytes, peer: Peer) -> tuple[list[wire.Reply], FakeBacke
 _KEYS = sorted(
     {
         key
-        for source in ("settings", "probe_settings", "trigger_settings")
+        for source in ("settings", "probe_settings", "tls_settings", "trigger_settings")
         for key in re.findall(
             r"\btable\.\w+\(\s*\"(\w+)\"", (_SOURCES / "core" / f"{source}.py").read_text()
         )
