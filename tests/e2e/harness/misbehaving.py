@@ -42,6 +42,7 @@ LIST = Path(__file__).resolve().parents[1] / "misbehaviours.toml"
 NAME = "site.test"
 REDIRECT = f"https://{NAME}/new"
 WORKERS = 8
+MAX_LATENCY = "250ms"
 NOTE = "first-bad-act"
 SECOND, BACKEND = "127.0.0.2", "127.0.0.3"
 
@@ -71,6 +72,7 @@ class Windows:
     canary: float
     soak: float
     interval: float
+    timeout: float  # of each look
     start_timeout: float
     in_canary: int  # after the candidate's start
     in_soak: int
@@ -79,17 +81,20 @@ class Windows:
     def __str__(self) -> str:
         return (
             f"canary {self.canary:g} s, soak {self.soak:g} s, "
-            f"a look of each probe every {self.interval * 1000:g} ms"
+            f"a look of each probe every {self.interval * 1000:g} ms "
+            f"with a timeout of {self.timeout:g} s"
         )
 
 
 # Production's 5 s and 30 s would only make the runs longer.
 LONG = Windows(
-    canary=1, soak=6, interval=0.25, start_timeout=8, in_canary=600, in_soak=3000, leaving=2500
+    canary=1, soak=6, interval=0.25, timeout=1, start_timeout=8,
+    in_canary=600, in_soak=3000, leaving=2500,
 )  # fmt: skip
 
 SHORT = Windows(
-    canary=0.3, soak=2.5, interval=0.1, start_timeout=3, in_canary=250, in_soak=1500, leaving=800
+    canary=0.3, soak=2.5, interval=0.1, timeout=0.5, start_timeout=5,
+    in_canary=250, in_soak=1500, leaving=500,
 )  # fmt: skip
 
 Knobs = Mapping[str, int | str]
@@ -241,16 +246,31 @@ class Probes(Enum):
 def settings_of(site: Site, windows: Windows, probes: Probes) -> dict[str, Any]:
     """As somebody would run it, but for the length of the phases."""
     pace: Settings = {
-        "interval": f"{windows.interval * 1000:g}ms", "timeout": "1s", "max_latency": "250ms",
+        "interval": f"{windows.interval:g}s", "timeout": f"{windows.timeout:g}s", "host": NAME,
     }  # fmt: skip
-    health = probe(site, host=NAME, **pace)
+    tls: Settings = {
+        **pace, "url": f"https://127.0.0.1:{https_port(site)}/version",
+        "ca_file": str(site.folder / "ca.pem"), "expect_body": None,
+    }  # fmt: skip
+    every = [
+        probe(site, **pace, max_latency=MAX_LATENCY),
+        probe(
+            site, **pace, name="redirect", url=f"{site.url}/old", expect_status=[301],
+            expect_body=None, expect_location=f"^{REDIRECT}$",
+        ),
+        probe(site, **tls, name="https"),
+        probe(site, **tls, name="http2", http2=True),
+    ]  # fmt: skip
     return {
         "upgrade": {
             "canary": f"{windows.canary:g}s", "soak": f"{windows.soak:g}s",
             "start_timeout": f"{windows.start_timeout:g}s",
             "rollback_quit_timeout": "2s", "rollback_term_timeout": "1s", "drain_timeout": "5s",
         },
-        "probe": [health],
+        "probe": [
+            {key: value for key, value in one.items() if value is not None}
+            for one in (every if probes is Probes.ALL else every[:1])
+        ],
     }  # fmt: skip
 
 
