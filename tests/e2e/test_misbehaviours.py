@@ -7,6 +7,7 @@ is a third, chosen by `--matrix-seed`, and the healthy candidate always.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -51,7 +52,7 @@ def test_it_is_caught(oldest: Build, newest: Build, entry: Misbehaviour) -> None
 
 
 def test_a_healthy_candidate_is_committed(oldest: Build, newest: Build) -> None:
-    outcome = run(misbehaviours.HEALTHY, oldest, newest, SHORT)
+    outcome = run(misbehaviours.HEALTHY, oldest, newest, replace(SHORT, soak=2))
     assert outcome.verdict == "committed", outcome
     assert outcome.failures == 0, outcome
 

@@ -88,12 +88,13 @@ class Windows:
 
 # Production's 5 s and 30 s would only make the runs longer.
 LONG = Windows(
-    canary=1, soak=6, interval=0.25, timeout=1, start_timeout=8,
+    canary=1, soak=10, interval=0.25, timeout=1, start_timeout=8,
     in_canary=600, in_soak=3000, leaving=2500,
 )  # fmt: skip
 
+# What is caught ends its soak by that, so only the pace is quicker.
 SHORT = Windows(
-    canary=0.3, soak=2.5, interval=0.1, timeout=0.5, start_timeout=5,
+    canary=0.3, soak=10, interval=0.1, timeout=0.5, start_timeout=5,
     in_canary=250, in_soak=1500, leaving=500,
 )  # fmt: skip
 
