@@ -19,7 +19,7 @@ help:
 	@echo 'make matrix  every fault at every point of what the supervisor does, on real nginx (about 10 min);'
 	@echo '             make test runs a third of it: MATRIX_SEED=N chooses another one'
 	@echo 'make misbehaviours  thirty candidates that go wrong, each three times, and writes docs/misbehaviours.md'
-	@echo '             (about 12 min; ROUNDS=N); make test runs a third of them (MATRIX_SEED=N)'
+	@echo '             (about 12 min; ROUNDS=N); make test runs a quarter of them (MATRIX_SEED=N)'
 	@echo 'make demo    a live nginx is upgraded, then four bad builds are rolled back (about 30 s)'
 	@echo 'make run     the supervisor in the foreground with a sample site, to try things by hand'
 	@echo 'make bench   what the supervisor adds to the time of an upgrade; what a status and the libraries cost'

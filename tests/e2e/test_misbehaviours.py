@@ -1,7 +1,7 @@
 """The thirty misbehaviours in short: what the page says is caught is caught, and users are served.
 
 `make misbehaviours` runs all of them with longer phases and writes docs/misbehaviours.md; here it
-is a third, chosen by `--matrix-seed`, and the healthy candidate always.
+is a quarter, chosen by `--matrix-seed`, and the healthy candidate always.
 """
 
 from __future__ import annotations
@@ -19,12 +19,7 @@ NOT_YET = {
     "master_spins",
     "master_ignores_signals",
     "workers_leave_one_by_one",
-    "one_worker_hangs",
     "unprobed_listener_silent",
-    "wrong_certificate",
-    "handshake_breaks",
-    "redirect_to_the_wrong_place",
-    "http2_breaks",
     "memory_leaks",
     "descriptors_leak",
     "worker_burns_a_cpu",
@@ -40,7 +35,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     entries = [one for one in listed() if one.name not in NOT_YET]
     if metafunc.config.getoption("matrix") != "all":
         dice = random.Random(metafunc.config.getoption("matrix_seed"))
-        chosen = set(dice.sample(range(len(entries)), len(entries) // 3))
+        chosen = set(dice.sample(range(len(entries)), len(entries) // 4))
         entries = [one for number, one in enumerate(entries) if number in chosen]
     metafunc.parametrize("entry", entries, ids=[one.name for one in entries])
 

@@ -27,8 +27,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-import trustme
-
+from tests import certificates
 from tests.e2e.harness import checks, supervised
 from tests.e2e.harness import site as sites
 from tests.e2e.harness.settings import Settings, probe
@@ -172,12 +171,9 @@ def _backend(address: str, port: int) -> Iterator[None]:
 
 
 def _certify(folder: Path) -> None:
-    """site.pem of the authority in ca.pem; site.pem.other of one whom nobody trusts."""
-    ours, other = trustme.CA(), trustme.CA()
-    ours.cert_pem.write_to_path(folder / "ca.pem")
-    ours.issue_cert(NAME).private_key_and_cert_chain_pem.write_to_path(folder / "site.pem")
-    pem = other.issue_cert(NAME).private_key_and_cert_chain_pem
-    pem.write_to_path(folder / "site.pem.other")
+    """site.pem of the authority in authority.pem; site.pem.other of one whom nobody trusts."""
+    certificates.write(folder, file="site.pem", by="ours")
+    certificates.write(folder, file="site.pem.other", by="somebody else")
 
 
 def second_port(site: Site) -> int:
@@ -232,8 +228,8 @@ def users_of(site: Site) -> UsersPlan:
     """The three users."""
     return UsersPlan(
         http=("127.0.0.1", site.port), second=(SECOND, second_port(site)),
-        https=("127.0.0.1", https_port(site)), name=NAME, authority=str(site.folder / "ca.pem"),
-        redirect=REDIRECT,
+        https=("127.0.0.1", https_port(site)), name=NAME,
+        authority=str(site.folder / "authority.pem"), redirect=REDIRECT,
     )  # fmt: skip
 
 
@@ -251,7 +247,7 @@ def settings_of(site: Site, windows: Windows, probes: Probes) -> dict[str, Any]:
     }  # fmt: skip
     tls: Settings = {
         **pace, "url": f"https://127.0.0.1:{https_port(site)}/version",
-        "ca_file": str(site.folder / "ca.pem"), "expect_body": None,
+        "ca_file": str(site.folder / "authority.pem"), "expect_body": None,
     }  # fmt: skip
     every = [
         probe(site, **pace, max_latency=MAX_LATENCY),
@@ -266,7 +262,7 @@ def settings_of(site: Site, windows: Windows, probes: Probes) -> dict[str, Any]:
         "upgrade": {
             "canary": f"{windows.canary:g}s", "soak": f"{windows.soak:g}s",
             "start_timeout": f"{windows.start_timeout:g}s",
-            "rollback_quit_timeout": "2s", "rollback_term_timeout": "1s", "drain_timeout": "5s",
+            "rollback_quit_timeout": "1s", "rollback_term_timeout": "1s", "drain_timeout": "5s",
         },
         "probe": [
             {key: value for key, value in one.items() if value is not None}
