@@ -7,7 +7,6 @@ import http.client
 import os
 import shutil
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -18,9 +17,10 @@ from supervisor.edges import linux, procfs
 from supervisor.edges.capture import Capture
 from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.launch import Launch
+from tests.e2e.harness.ports import free_port
 from tools.nginx_cache import Build
 
-LIMIT = 10.0
+LIMIT = 60.0
 WORKERS = 2
 CONFIGURATION = """\
 pid {folder}/nginx.pid;
@@ -89,12 +89,6 @@ class Site:
                 if stat is not None and stat.alive and target.startswith(f"{self.folder}/"):
                     found.append(int(name))
         return found
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
 
 
 async def until(what: str, holds: Callable[[], object]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import select
 import signal
-import socket
 import subprocess
 import time
 from contextlib import suppress
@@ -14,18 +13,10 @@ from types import TracebackType
 
 from supervisor.edges import procfs
 from supervisor.edges.pidfile import ProcessIdentity, identity_of
+from tests.e2e.harness.ports import free_port
 from tools.nginx_cache import Build
 
 LIMIT = 30.0
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        assert isinstance(port, int)
-        return port
 
 
 class RunningNginx:

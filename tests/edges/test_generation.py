@@ -19,7 +19,7 @@ from supervisor.edges.process import Process
 from tests.edges.launched_nginx import Site, launch, site_of, until
 from tools.nginx_builds import builds
 
-LIMIT = 10
+LIMIT = 60
 
 
 @pytest.fixture

@@ -258,8 +258,8 @@ def assert_ended(folder: Path) -> None:
 
 
 async def test_a_binary_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nginx_binary, "VERSION_LIMIT", 1.0)
-    monkeypatch.setattr(nginx_binary, "CONFIG_TEST_LIMIT", 1.0)
+    monkeypatch.setattr(nginx_binary, "VERSION_LIMIT", 2.0)
+    monkeypatch.setattr(nginx_binary, "CONFIG_TEST_LIMIT", 2.0)
     script = await hanging(tmp_path)
     with pytest.raises(Refusal) as caught:
         await version_of(script, {})

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from supervisor.core.settings import ProbeListenerSettings
 from supervisor.edges import probe_listener, socket_owners
 from supervisor.edges.owner_finding import OwnerFinder
 from supervisor.edges.probe_listener import Ports, ProbeListener, Sharing
+from tests.e2e.harness.ports import lease
 
 V4, V6 = socket.AF_INET, socket.AF_INET6
 HAS_V6 = probe_listener._has_ipv6()
@@ -30,6 +31,8 @@ held = []
 for port in sys.argv[1:]:
     one = socket.socket()
     one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    # A connection of an earlier test may be in TIME_WAIT here, as for nginx.
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     one.bind(("127.0.0.1", int(port)))
     one.listen()
     held.append(one)
@@ -38,24 +41,11 @@ sys.stdin.read()
 """
 
 
-def free_ports(count: int) -> int:
-    """The first of `count` neighbouring ports that are free now."""
-    for first in range(20011 + os.getpid() * 7 % 8000, 32000):
-        with ExitStack() as tried:
-            try:
-                for port in range(first, first + count):
-                    one = tried.enter_context(socket.socket())
-                    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    one.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return first
-    raise AssertionError("no ports are free")
-
-
 @pytest.fixture
-def first() -> int:
-    return free_ports(3)
+def first() -> Iterator[int]:
+    """The first of three neighbouring ports that are nobody else's."""
+    with lease() as ports:
+        yield ports[0]
 
 
 @pytest.fixture

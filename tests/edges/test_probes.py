@@ -128,11 +128,11 @@ async def test_a_name_that_does_not_exist() -> None:
     ],
 )
 async def test_a_server_that_hangs_is_given_its_time(pieces: tuple[bytes, ...], said: str) -> None:
-    found = await ask(answering(*pieces, close=False), timeout=0.2)
+    found = await ask(answering(*pieces, close=False), timeout=1.5)
     assert found.outcome is Outcome.FAIL
-    assert found.detail.startswith("timed out after 0.2 s: ")
+    assert found.detail.startswith("timed out after 1.5 s: ")
     assert said in found.detail
-    assert 0.1 < found.latency < LIMIT
+    assert 1.0 < found.latency < LIMIT
 
 
 async def test_a_reset_connection_is_a_failure() -> None:

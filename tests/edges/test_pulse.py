@@ -34,7 +34,7 @@ async def test_it_is_not_early() -> None:
 
 async def test_cancelling_ends_the_wait_and_leaves_nothing() -> None:
     before = descriptors()
-    with trio.move_on_after(0.01) as scope, Pulse(0.9) as pulse:
+    with trio.move_on_after(0.01) as scope, Pulse(600.0) as pulse:
         await pulse.tick()
     assert scope.cancelled_caught
     assert descriptors() == before

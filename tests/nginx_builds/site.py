@@ -6,7 +6,6 @@ import http.client
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -14,7 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-LIMIT_SECONDS = 10.0
+from tests.e2e.harness.ports import free_port
+
+LIMIT_SECONDS = 60.0
 WORKERS = 2
 CONFIGURATION = """\
 pid {folder}/nginx.pid;
@@ -49,7 +50,7 @@ class Site:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.public, self.private = free_ports(2)
+        self.public, self.private = free_port(), free_port()
         self.binary = folder / "sbin" / "nginx"
         self.binary.parent.mkdir()
         folder.chmod(0o755)
@@ -136,15 +137,6 @@ def until(condition: Callable[[], object]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it took too long"
         time.sleep(0.005)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 def pids() -> list[int]:

@@ -28,7 +28,7 @@ from supervisor.core.settings import (
     Settings,
     StateSettings,
 )
-from supervisor.edges import linux, procfs
+from supervisor.edges import linux, procfs, socket_owners
 from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.journal import Journal
 from supervisor.edges.placing import sha256_of
@@ -38,9 +38,10 @@ from supervisor.edges.store import VersionStore
 from supervisor.operations import ending, rollback, shift, spawn, start
 from supervisor.operations.world import Generations, UpgradeRun, World
 from supervisor.watch import Sighting, watch
+from tests.e2e.harness.ports import lease
 from tools.nginx_cache import Build
 
-LIMIT = 10.0
+LIMIT = 60.0
 """Seconds that anything which should happen at once may take on a busy machine."""
 
 QUICK = Limits(winch=1.0, self_revive=0.4, revive=3.0, react=0.5, drain=3.0, term=1.0, kill=3.0)
@@ -284,6 +285,7 @@ async def lab(build: Build, *, workers: int = 2, listens: str = "") -> AsyncIter
         subreaper(),
         # Short, for unix sockets, and enterable by nginx's worker user, unlike pytest's own.
         tempfile.TemporaryDirectory(prefix="ops-") as name,
+        lease() as ports,
     ):
         folder = Path(name)
         folder.chmod(0o755)
@@ -292,7 +294,7 @@ async def lab(build: Build, *, workers: int = 2, listens: str = "") -> AsyncIter
         shutil.copy(build.path, folder / "sbin" / "nginx")
         try:
             async with trio.open_nursery() as nursery:
-                made = _make(folder, build, workers, nursery)
+                made = _make(folder, build, workers, nursery, ports)
                 made.configure(listens=listens)
                 yield made
                 nursery.cancel_scope.cancel()
@@ -301,7 +303,7 @@ async def lab(build: Build, *, workers: int = 2, listens: str = "") -> AsyncIter
                 await _end_all(made)
 
 
-def _make(folder: Path, build: Build, workers: int, nursery: trio.Nursery) -> Lab:
+def _make(folder: Path, build: Build, workers: int, nursery: trio.Nursery, ports: range) -> Lab:
     log: Log = []
     told: list[Callable[[dict[str, Any]], None]] = []
 
@@ -314,7 +316,6 @@ def _make(folder: Path, build: Build, workers: int, nursery: trio.Nursery) -> La
 
     state = folder / "state"
     state.mkdir(mode=0o700)
-    ports = _free_ports(3)
     settings = Settings(
         nginx=NginxSettings(
             binary=str(folder / "sbin" / "nginx"), config=str(folder / "nginx.conf"),
@@ -324,7 +325,7 @@ def _make(folder: Path, build: Build, workers: int, nursery: trio.Nursery) -> La
         probe_listener=ProbeListenerSettings(
             include_file=str(folder / "probe.conf"), first_port=ports[1], last_port=ports[1]
         ),
-        restart=RestartSettings(start_timeout=5.0),
+        restart=RestartSettings(start_timeout=LIMIT),
     )  # fmt: skip
     world = World(
         settings=settings,
@@ -373,9 +374,12 @@ def _kill(made: Lab, ended: set[int]) -> list[int]:
     return left
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+async def accepted(client: socket.socket) -> None:
+    """Return when a worker has accepted the connection, so that it has to wait for its end."""
+    peer, own = client.getpeername(), client.getsockname()
+    await _until(lambda: socket_owners.connection_inode(peer, own) is not None)
+
+
+async def pending(pid: int, number: signal.Signals) -> None:
+    """Return when the signal was sent to a process that is frozen."""
+    await _until(lambda: procfs.pending(pid, number))

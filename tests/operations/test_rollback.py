@@ -21,11 +21,13 @@ from supervisor.edges import procfs, socket_owners
 from supervisor.edges.generation import Generation
 from supervisor.edges.launch import Launch
 from supervisor.operations import shift, spawn, start
-from tests.operations.lab import LIMIT, QUICK, Lab, dead, freeze, freeze_now, lab
+from tests.operations.lab import LIMIT, QUICK, Lab, dead, freeze, freeze_now, lab, pending
 from tools.nginx_builds import candidate
 from tools.nginx_cache import Build
 
-PATIENT = replace(QUICK, react=LIMIT)
+PATIENT = replace(
+    QUICK, winch=LIMIT, self_revive=LIMIT, revive=LIMIT, react=LIMIT, drain=LIMIT, term=LIMIT
+)
 """For what does react, however busy the machine is: no harsher step comes in between."""
 
 
@@ -56,13 +58,20 @@ async def test_race_a_winch_is_still_pending_when_the_rollback_begins(
         await made.start()
         old, _ = await made.to_canary(newest.path, newest.version)
         await freeze(old.master.pid)
-        with trio.move_on_after(0.05):
-            await shift.shift(made.world)
+        await _begin_shift(made, old)
         assert made.world.run is not None
         assert made.world.run.winch_workers
         assert procfs.brood_of(procfs.children(old.master.pid)).accepting
         await made.roll_back()
         await made.assert_serves_alone(old)
+
+
+async def _begin_shift(made: Lab, old: Generation) -> None:
+    """As far as WINCH to the old master, which is frozen."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shift.shift, made.world)
+        await pending(old.master.pid, signal.SIGWINCH)
+        nursery.cancel_scope.cancel()
 
 
 async def test_race_a_somebody_else_sends_hup_beside_our_winch(
@@ -72,8 +81,7 @@ async def test_race_a_somebody_else_sends_hup_beside_our_winch(
         await made.start()
         old, _ = await made.to_canary(newest.path, newest.version)
         await freeze(old.master.pid)
-        with trio.move_on_after(0.05):
-            await shift.shift(made.world)
+        await _begin_shift(made, old)
         os.kill(old.master.pid, signal.SIGHUP)
         os.kill(old.master.pid, signal.SIGCONT)
         await made.until(
@@ -92,9 +100,7 @@ async def test_a_shift_gets_through_race_a(old_build: Build, newest: Build) -> N
         await freeze(old.master.pid)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(shift.shift, made.world)
-            with trio.fail_after(LIMIT):
-                while not procfs.pending(old.master.pid, signal.SIGWINCH):
-                    await trio.sleep(0.001)
+            await pending(old.master.pid, signal.SIGWINCH)
             os.kill(old.master.pid, signal.SIGHUP)
             os.kill(old.master.pid, signal.SIGCONT)
         assert not procfs.brood_of(procfs.children(old.master.pid)).accepting
@@ -165,9 +171,7 @@ async def test_race_c_the_candidate_dies_just_before_winch(old_build: Build, new
                 assert caught.value.reason == "candidate_exited"
 
             nursery.start_soon(shifting)
-            with trio.fail_after(LIMIT):
-                while not procfs.pending(old.master.pid, signal.SIGWINCH):
-                    await trio.sleep(0.001)
+            await pending(old.master.pid, signal.SIGWINCH)
             os.kill(old.master.pid, signal.SIGCONT)
         assert not procfs.brood_of(procfs.children(old.master.pid)).accepting
         await made.roll_back()
@@ -270,9 +274,10 @@ async def test_candidate_that_hangs_before_its_pid_file(oldest: Build, newest: B
     async with lab(oldest) as made:
         old = await made.start()
         made.offer(candidate(newest, "hang"), newest.version)
-        with trio.move_on_after(0.3):
-            await spawn.spawn(made.world)
-        assert made.world.candidate is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(spawn.spawn, made.world)
+            await made.until("it is seen", lambda: made.world.candidate is not None)
+            nursery.cancel_scope.cancel()
         await made.roll_back()
         assert made.steps() == ["kill_candidate"]
         await made.assert_serves_alone(old)
@@ -284,9 +289,11 @@ async def test_candidate_that_has_not_appeared_yet(old_build: Build, newest: Bui
         old = await made.start()
         made.offer(newest.path, newest.version)
         await freeze(old.master.pid)
-        with trio.move_on_after(0.3) as waiting:
-            await spawn.spawn(made.world)
-        assert waiting.cancelled_caught  # not "ignored": a pending signal is none
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(spawn.spawn, made.world)
+            await pending(old.master.pid, signal.SIGUSR2)
+            await trio.sleep(0.3)  # it is not told to be ignored: a pending signal is none
+            nursery.cancel_scope.cancel()
         assert made.world.candidate is None
         await made.roll_back()
         assert "start new binary process" in made.error_log
@@ -301,7 +308,7 @@ async def test_workers_of_a_killed_candidate_are_ended(old_build: Build, newest:
         assert len(orphans) == made.workers
         os.kill(new.master.pid, signal.SIGKILL)
         await dead(new.master.pid)
-        await made.roll_back()
+        await made.roll_back(PATIENT)
         assert "quit_workers" in made.steps()
         assert "hup_old" not in made.steps()  # nginx revives its workers by itself
         await made.assert_serves_alone(old)
@@ -439,8 +446,15 @@ async def test_nothing_comes_back(oldest: Build, newest: Build) -> None:
         await freeze(old.master.pid)
         os.kill(new.master.pid, signal.SIGKILL)
         await dead(new.master.pid)
-        with trio.move_on_after(0.05):
-            await shift.shift(made.world)
+        async with trio.open_nursery() as nursery:
+
+            async def shifting() -> None:
+                with suppress(OperationFailed):
+                    await shift.shift(made.world)
+
+            nursery.start_soon(shifting)
+            await pending(old.master.pid, signal.SIGWINCH)
+            nursery.cancel_scope.cancel()
         made.break_configuration()  # and race C, so that only a reload could help
         limits = Limits(winch=0.2, self_revive=0.2, revive=0.2, react=0.2, drain=0.2)
         with pytest.raises(OperationFailed) as caught:

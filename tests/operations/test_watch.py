@@ -17,11 +17,11 @@ from supervisor.edges.generation import Generation
 from supervisor.operations.foreign import note_foreign_master
 from supervisor.operations.reload import learn_reload
 from supervisor.watch import OUTPUT_BACKLOG
-from tests.operations.lab import Lab, lab
+from tests.operations.lab import LIMIT, Lab, lab
 from tools.nginx_cache import Build
 
 BLOCK = 512  # of st_blocks, whatever the file system
-FLOOD_SECONDS = 4.0
+FLOOD = 32 * OUTPUT_BACKLOG
 LONG = "x" * 4000
 ACCESS_LOG = "access_log /dev/stdout; keepalive_requests 100000;"
 
@@ -56,28 +56,28 @@ async def _hammer(port: int) -> None:
 
 
 async def test_an_access_log_on_standard_output_does_not_fill_the_memory(oldest: Build) -> None:
-    """nginx writes some 100 MB in these seconds; a second's worth of it may be there at most."""
+    """However much nginx writes: a second's worth of it may be there at most."""
     async with lab(oldest, listens=ACCESS_LOG) as made:
         active = await made.start()
         assert active.output is not None
         most, turns = 0, 0
-        with trio.move_on_after(FLOOD_SECONDS):
+        with trio.fail_after(LIMIT):
             async with trio.open_nursery() as nursery:
                 for _ in range(2):
                     nursery.start_soon(_hammer, made.port)
-                while True:
+                while turns < 200 or os.fstat(active.output.fd).st_size < FLOOD:
                     await trio.sleep(0.01)
                     turns += 1
                     if turns > 100:
                         most = max(most, _memory(active))
+                nursery.cancel_scope.cancel()
         written = os.fstat(active.output.fd).st_size
         dropped = sum(one["bytes"] for one in _events(made, "nginx.output_dropped"))
-        assert written > 8 * OUTPUT_BACKLOG, "no flood"
         assert most < written / 2
         await made.until("all of it given back", lambda: _memory(active) <= 8192)
         dropped = sum(one["bytes"] for one in _events(made, "nginx.output_dropped"))
         told = _events(made, "nginx.output")
-        assert written / 2 < dropped < written
+        assert 0 < dropped < written
         assert told
         assert all(LONG[:900] in one["line"] for one in told)  # no line was torn
         await made.assert_serves_alone(active)

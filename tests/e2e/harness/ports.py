@@ -8,7 +8,7 @@ import random
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 BLOCK = 8
@@ -24,13 +24,23 @@ def _highest() -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        # As nginx does: connections in TIME_WAIT are no obstacle.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Without SO_REUSEADDR: not even a connection of an earlier test in TIME_WAIT.
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
             return False
     return True
+
+
+_leases = ExitStack()
+_left: list[int] = []
+
+
+def free_port() -> int:
+    """A port that is nobody else's until this process ends."""
+    if not _left:
+        _left.extend(_leases.enter_context(lease()))
+    return _left.pop(0)
 
 
 @contextmanager
