@@ -186,10 +186,10 @@ async def test_a_true_reload_in_a_rollback_does_not_open_the_probe_listener(
     async with lab(oldest) as made:
         await made.start()
         run = made.offer(newest.path, newest.version)
-        run.port = made.world.listener.choose_port()
+        run.ports = made.world.listener.choose_ports(())
         run.include_text = made.world.listener.text()
         run.include_written = True
-        made.world.listener.write(run.port)
+        made.world.listener.write(run.ports)
         await spawn.spawn(made.world)
         old = made.world.active
         assert old is not None
@@ -209,9 +209,10 @@ def _listens_on_probe_port(made: Lab) -> bool:
     active = made.world.active
     assert active is not None
     assert made.world.run is not None
-    port = made.world.run.port
-    assert port is not None
-    return bool(socket_owners.listening_inodes(port) & socket_owners.inodes_of(active.master.pid))
+    ports = made.world.run.ports
+    assert ports is not None
+    listening = socket_owners.listening_inodes(ports.plain)
+    return bool(listening & socket_owners.inodes_of(active.master.pid))
 
 
 async def test_a_double_set_of_workers_is_reduced(old_build: Build, newest: Build) -> None:
