@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, assert_never
 
 import trio
@@ -113,9 +114,7 @@ class NginxEffects:
                 await shift.shift(self._world)
                 return Succeeded()
             case Operation.COMMIT:
-                await self._evidence.last_look()
-                await shift.commit(self._world, self._evidence.expect_good)
-                return Succeeded(at=trio.current_time())
+                return await self._commit(overruled=run.overruled)
             case Operation.ROLL_BACK:
                 return await self._roll_back()
             case Operation.STOP:
@@ -127,6 +126,17 @@ class NginxEffects:
                 return done
             case _ as never:
                 assert_never(never)
+
+    async def _commit(self, *, overruled: bool) -> Succeeded:
+        evidence, upgrade = self._evidence, self._world.run
+        await evidence.last_look(overruled=overruled)
+        expect_good = partial(evidence.expect_good, overruled=overruled)
+        await shift.commit(self._world, expect_good)
+        return Succeeded(
+            judged=upgrade is not None and upgrade.judged,
+            doubt=evidence.doubt,
+            at=trio.current_time(),
+        )
 
     async def _recover(self) -> Succeeded:
         found = await self._adopt()

@@ -336,6 +336,7 @@ class Engine:
                 await self._pronounce(action)
             case actions.ReportIncident(reason=reason, detail=detail):
                 self._log.warning("supervisor.incident", reason=reason, detail=detail)
+                self.progress({"event": "incident", "reason": reason, "detail": detail})
             case actions.ReloadActive(request):
                 nursery.start_soon(self._reload, request)
             case actions.ReopenLogs(request):

@@ -26,6 +26,7 @@ from supervisor.core.seen import Seen
 from supervisor.core.server_blocks import why_not_traceable
 from supervisor.core.signals import ProcessEnded, ProcessKind, Signal
 from supervisor.core.triggers import Case, Trigger, weigh
+from supervisor.core.verdict_policy import Conclusion, Finding
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation
 from supervisor.edges.linux import UNKNOWN_EXIT
@@ -84,6 +85,7 @@ class Evidence:
         self._judge: Judge | None = None
         self._unjudged: list[WorkerExited] = []  # of the candidate, before it had a judge
         self._up_before: frozenset[str] = frozenset()
+        self.doubt = ""  # what the last look did not prove, where that was overruled
         self.lacking = ""  # what the last candidate lacked to be healthy, for the verdict's text
         self.not_observed = ""  # why no probe has looked at the candidate in its canary
         self._not_asked: Mapping[str, str] = {}  # the probes that did not, and why
@@ -307,6 +309,7 @@ class Evidence:
         judge = Judge(
             candidate=candidate.id, criteria=criteria, expected_workers=candidate.program.workers,
             triggers=self._world.settings.triggers,
+            min_samples=self._world.settings.upgrade.min_samples,
         )  # fmt: skip
         if self._memory is not None:
             memory, at = self._memory
@@ -329,8 +332,11 @@ class Evidence:
             )
         )  # fmt: skip
 
-    async def last_look(self) -> None:
+    async def last_look(self, *, overruled: bool = False) -> None:
         """Return when the evidence of the soak is for a commit; raises OperationFailed.
+
+        `overruled`: return as well where it proves nothing; `doubt` then says what. One that was
+        heard, and not often enough, is asked again for at most `start_timeout`.
 
         A probe that has not been heard since the shift, as the soak was too short for that, is
         asking already: it gets its timeout. One whose last answer was a failure is asked until it
@@ -342,11 +348,14 @@ class Evidence:
         if judge is not None:
             await self._hear_of_ends()
             await self._hear(judge.unheard, lambda: judge.undecided)
+            with trio.move_on_after(self._world.settings.upgrade.start_timeout):
+                while judge.trigger is None and judge.few:
+                    await self._ask_now(set(judge.few))
             for _ in range(max((one.fall for one in self._board.probes.values()), default=0)):
                 if judge.trigger is not None or not judge.doubted:
                     break
                 await self._ask_now(set(judge.doubted))
-        self.expect_good()
+        self.expect_good(overruled=overruled)
 
     async def _hear_of_ends(self) -> None:
         """Return when each worker that is dead by now was judged: its watcher may be behind."""
@@ -355,10 +364,15 @@ class Evidence:
             while candidate and any(not one.alive for one in candidate.workers.values()):
                 await self._heard.wait()
 
-    def expect_good(self) -> None:
+    def expect_good(self, *, overruled: bool = False) -> None:
         """Raise OperationFailed where the evidence is against a commit at this moment."""
-        found = None if self._judge is None else self._judge.last_look()
-        if found is not None:
+        self.doubt = ""
+        found = Finding(conclusion=Conclusion.PASS)
+        if self._judge is not None:
+            found = self._judge.conclude()
+        if found.conclusion is Conclusion.INCONCLUSIVE and overruled:
+            self.doubt = found.detail
+        elif found.conclusion is not Conclusion.PASS:
             self._progress({"event": "trigger", "reason": found.reason, "detail": found.detail})
             raise OperationFailed(found.reason, found.detail)
 

@@ -12,7 +12,8 @@ from supervisor.core.errors import ConfigError, Refusal
 from supervisor.core.events import RulesChanged
 from supervisor.core.model import Rules
 from supervisor.core.restart_policy import RestartPolicy
-from supervisor.core.settings import Settings
+from supervisor.core.settings import Settings, UpgradeSettings
+from supervisor.core.verdict_policy import VerdictPolicy
 from supervisor.edges.config_file import load_settings
 from supervisor.edges.control_gate import Gate
 from supervisor.edges.probe_listener import ProbeListener
@@ -39,10 +40,19 @@ _OF_THE_PROCESS = ("control.socket", "[log]")
 def rules_of(settings: Settings) -> Rules:
     """What the machine needs to know of the settings."""
     return Rules(
-        start_timeout=settings.upgrade.start_timeout,
-        canary=settings.upgrade.canary,
-        soak=settings.upgrade.soak,
+        policy=policy_of(settings.upgrade),
         on_foreign_stop=settings.nginx.on_foreign_stop,
+    )
+
+
+def policy_of(upgrade: UpgradeSettings) -> VerdictPolicy:
+    """How a candidate is judged, as the settings have it."""
+    return VerdictPolicy(
+        come_up=upgrade.start_timeout,
+        canary=upgrade.canary,
+        soak=upgrade.soak,
+        min_samples=upgrade.min_samples,
+        on_inconclusive=upgrade.on_inconclusive,
     )
 
 

@@ -136,10 +136,12 @@ def _time_left(state: State, spent: float) -> str | None:
     upgrade = state.upgrade
     if upgrade is None:
         return None
-    limit = state.rules.start_timeout
+    limit = state.rules.policy.come_up
     match state.phase:
         case Phase.SPAWNING:
             return f"the candidate has to be ready in {_left(limit, spent)}"
+        case Phase.CANARY if upgrade.waits:
+            return f"the canary proved nothing: {upgrade.doubt}"
         case Phase.CANARY:
             most = f"{_left(upgrade.canary + limit, spent)} at most"
             if spent < upgrade.canary:
@@ -178,6 +180,7 @@ def _upgrade(
         "id": state.upgrade.id,
         "phase": state.phase.value,
         "candidate": None if candidate is None else f"g{candidate.id}",
+        "inconclusive": state.upgrade.doubt or None,
         **more,
     }
 

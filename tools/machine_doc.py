@@ -23,6 +23,7 @@ from supervisor.core.events import (
 from supervisor.core.machine import TABLE, Column, step
 from supervisor.core.model import UPGRADING, Phase, Rules, State, Timer, Upgrade
 from supervisor.core.restart_policy import RestartPolicy
+from supervisor.core.verdict_policy import OnInconclusive, VerdictPolicy
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "machine.md"
 
@@ -96,6 +97,8 @@ def _states(phase: Phase) -> Iterator[State]:
         upgrade = replace(upgrade, reason=None)
     for hold in (False, True):
         yield replace(state, candidate=2, upgrade=replace(upgrade, hold=hold))
+    patient = Rules(policy=VerdictPolicy(on_inconclusive=OnInconclusive.HOLD))
+    yield replace(state, rules=patient, candidate=2, upgrade=replace(upgrade, waits=True))
 
 
 def _events(phase: Phase) -> Iterator[tuple[Event, str]]:
@@ -110,6 +113,8 @@ def _events(phase: Phase) -> Iterator[tuple[Event, str]]:
         yield Succeeded(nothing_to_do=True), "nothing to do"
     yield Succeeded(generation=2 if phase is Phase.PREFLIGHT else None), "succeeded"
     yield Failed(reason="", detail=""), "failed"
+    if phase is Phase.COMMITTING:
+        yield Failed(reason="soak_inconclusive", detail=""), "soak inconclusive"
     yield MasterExited(generation=1, orderly=False, detail="", at=0.0), "active exited"
     yield MasterExited(generation=2, orderly=False, detail="", at=0.0), "candidate exited"
     yield CandidateHealthy(), "candidate healthy"

@@ -18,6 +18,7 @@ _TRIES_AGAIN = (
     "`nginxctl status` tells whether the supervisor tries again by itself; in state `degraded` it "
     "does not, and a person is needed"
 )
+_UNPROVED = "`nginxctl promote` goes on with it all the same, `nginxctl rollback` takes it back"
 _HELD = "`nginxctl promote` commits it, `nginxctl rollback` takes it back"
 _STOPPED = (
     "nginx is stopped: `nginxctl start` starts it (where the supervisor was told to end, its own "
@@ -143,6 +144,10 @@ def _upgrade(upgrade: Fields) -> Iterator[str]:
     if isinstance(spent, int | float) and isinstance(whole, int | float):
         words += f"  ({spent:.1f} s in this phase, {whole:.1f} s in all)"
     yield _row("upgrade", words)
+    if upgrade.get("inconclusive"):
+        yield _row("", f"inconclusive: {text(upgrade['inconclusive'])}")
+        if upgrade.get("phase") == "canary":
+            yield _row("", _UNPROVED)
     if upgrade.get("phase") == "held":
         yield _row("", _HELD)
 

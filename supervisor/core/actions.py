@@ -34,6 +34,7 @@ class Run:
 
     operation: Operation
     command: commands.Command | None = None
+    overruled: bool = False  # of a commit: evidence that proves nothing does not stop it
 
 
 class Watch(Enum):

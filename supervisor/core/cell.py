@@ -54,13 +54,16 @@ _UNDERWAY = {
     Phase.COMMITTING: "is being committed",
     Phase.ROLLING_BACK: "is being rolled back",
 }
-_DECIDE = "nginxctl promote commits it, nginxctl rollback takes it back"
+DECIDE = "nginxctl promote commits it, nginxctl rollback takes it back"
+GO_ON = "nginxctl promote goes on with it all the same, nginxctl rollback takes it back"
 
 
 def upgrade_text(state: State) -> str:
     """The upgrade that runs, in words."""
     assert state.upgrade is not None
     where = _UNDERWAY.get(state.phase)
+    if where is None and state.upgrade.waits:
+        where = f"has proved nothing in its {state.phase.value} and waits until someone decides"
     if where is None:
         where = f"is in {state.phase.value}"
         if state.upgrade.hold:
@@ -74,8 +77,10 @@ def busy_text(state: State) -> str:
     now = f"cannot do this now: {upgrade_text(state)}"
     if state.phase in (Phase.COMMITTING, Phase.ROLLING_BACK):
         return f"{now}; wait for its verdict (nginxctl status)"
+    if state.phase is Phase.CANARY and state.upgrade.waits:
+        return f"{now}; {GO_ON}"
     if state.phase is Phase.HELD or state.upgrade.hold:
-        return f"{now}; {_DECIDE}"
+        return f"{now}; {DECIDE}"
     return f"{now}; wait for its verdict (nginxctl status), or end it with nginxctl rollback"
 
 
@@ -105,7 +110,7 @@ def undrained_text(state: State) -> str:
     if state.upgrade is not None:
         text = f"cannot drain: {upgrade_text(state)}, and the old generation stays until then"
         decided = state.phase in (Phase.SOAKING, Phase.HELD)
-        return f"{text}; {_DECIDE}" if decided else text
+        return f"{text}; {DECIDE}" if decided else text
     if state.retiring:
         word = state.phase.value
         return f"cannot drain: nginx is {word}; once it serves, nginxctl drain --now ends the rest"

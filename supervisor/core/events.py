@@ -57,6 +57,8 @@ class Succeeded:
     note: str = ""
     nothing_to_do: bool = False
     dry_run: bool = False
+    judged: bool = True  # of a commit: a probe that passed before has looked at the candidate
+    doubt: str = ""  # of a commit: what was not proved
     at: float = 0.0
 
 

@@ -39,6 +39,7 @@ from supervisor.core.observation import Observation, Outcome
 from supervisor.core.recent import recent
 from supervisor.core.trigger_settings import DEFAULT_TRIGGERS, TriggerSettings
 from supervisor.core.triggers import Trigger
+from supervisor.core.verdict_policy import Conclusion, Finding
 
 FATAL_CODE = 2
 """nginx's exit code of a worker that could not initialise and is not started again."""
@@ -55,6 +56,10 @@ class Criterion:
     fall: int
     up_before: bool
     awaited: bool = True  # the candidate is healthy only once this has passed often enough
+
+
+def _failed(reason: str, detail: str) -> Finding:
+    return Finding(conclusion=Conclusion.FAIL, reason=reason, detail=detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +82,17 @@ class Judge:
         criteria: Iterable[Criterion],
         expected_workers: int | None = None,
         triggers: TriggerSettings = DEFAULT_TRIGGERS,
+        min_samples: int = 1,
     ) -> None:
         self._candidate = candidate
         self._triggers = triggers
+        self._min_samples = min_samples
         self._judging = {one.name: one for one in criteria if one.up_before}
         self._expected = expected_workers
         self._health = {name: Health() for name in self._judging}
         self._last = dict.fromkeys(self._judging, "no answer yet")
         self._heard: dict[str, Outcome] = {}  # the last outcome that counts, by probe
+        self._samples = dict.fromkeys(self._judging, 0)  # outcomes that count
         self._workers: frozenset[int] = frozenset()
         self._answered: set[int] = set()
         self._failing: dict[int, str] = {}  # workers and what they answered last, where not well
@@ -118,6 +126,7 @@ class Judge:
             self._traceable = True
         self._last[seen.probe] = seen.detail
         self._heard[seen.probe] = seen.outcome
+        self._samples[seen.probe] += 1
         health = self._health[seen.probe].observe(
             seen.outcome, rise=criterion.rise, fall=criterion.fall
         )
@@ -177,6 +186,7 @@ class Judge:
                 for name, one in self._health.items()
             },
             "last": dict(self._last),
+            "samples": dict(self._samples),
             "heard": {name: outcome.value for name, outcome in self._heard.items()},
             "workers": sorted(self._workers),
             "answered": sorted(self._answered),
@@ -200,6 +210,7 @@ class Judge:
             state, passes, failures = memory["health"][name]
             self._health[name] = Health(state=HealthState(state), passes=passes, failures=failures)
             self._last[name] = memory["last"][name]
+            self._samples[name] = int(memory["samples"][name])
             if name in memory["heard"]:
                 self._heard[name] = Outcome(memory["heard"][name])
         self._workers = frozenset(memory["workers"])
@@ -239,8 +250,13 @@ class Judge:
 
     @property
     def unheard(self) -> frozenset[str]:
-        """The probes that judge and have not been heard of."""
-        return frozenset(self._judging) - self._heard.keys()
+        """The probes that judge and have not been heard often enough."""
+        return frozenset(n for n, many in self._samples.items() if many < self._min_samples)
+
+    @property
+    def few(self) -> frozenset[str]:
+        """Those of them that have been heard at all: asking again is worth while."""
+        return self.unheard & self._heard.keys()
 
     @property
     def doubted(self) -> frozenset[str]:
@@ -252,20 +268,30 @@ class Judge:
         """A little more time may still show something: a first answer, or why a worker ended."""
         return self.trigger is None and bool(self.unheard or self._ended)
 
-    def last_look(self) -> Trigger | None:
-        """What speaks against a commit now: more than what condemns at any other time."""
+    def conclude(self) -> Finding:
+        """What the soak comes to: more speaks against a commit now than at any other time."""
         if self.trigger is not None:
-            return self.trigger
+            return _failed(self.trigger.reason, self.trigger.detail)
         for name in self._judging:
             last = self._last[name]
             if self._heard.get(name) is Outcome.FAIL:
                 failures = self._health[name].failures
                 text = f"probe {name} failed at the last look, {failures} in a row: {last}"
-                return Trigger(reason="probe_failed", detail=text)
+                return _failed("probe_failed", text)
+        for name in self._judging:
             if name in self.unheard:
-                text = f"probe {name} passed before the upgrade, and not since the shift: {last}"
-                return Trigger(reason="soak_inconclusive", detail=text)
-        return None
+                text = (
+                    f"probe {name} passed before the upgrade, and {self._often(name)} since the "
+                    f"shift: {self._last[name]}"
+                )
+                return Finding(
+                    conclusion=Conclusion.INCONCLUSIVE, reason="soak_inconclusive", detail=text
+                )
+        return Finding(conclusion=Conclusion.PASS)
+
+    def _often(self, name: str) -> str:
+        many = self._samples[name]
+        return f"was heard {many} of {self._min_samples} times" if many else "not"
 
     def _lacking(self) -> list[str]:
         lacking = [
@@ -273,6 +299,11 @@ class Judge:
             f"({self._last[name]})"
             for name, one in self._judging.items()
             if one.awaited and self._health[name].state is not HealthState.UP
+        ]
+        lacking += [
+            f"probe {name} {self._often(name)}"
+            for name, one in self._judging.items()
+            if one.awaited and 0 < self._samples[name] < self._min_samples
         ]
         if self._expected is not None and len(self._workers) < self._expected:
             lacking.append(f"{len(self._workers)} of {self._expected} workers are up")

@@ -84,6 +84,7 @@ from supervisor.core.serving import (
     taken_over,
 )
 from supervisor.core.upgrading import (
+    NOT_HELD,
     active_lost_in_preflight,
     begin,
     canary_timer,
@@ -93,6 +94,7 @@ from supervisor.core.upgrading import (
     candidate_ready,
     commit_failed,
     committed,
+    go_on,
     healthy,
     operation_failed,
     operator_rollback,
@@ -196,7 +198,7 @@ _draining = refuse(
     "USR2 until they end; wait (nginxctl status), or nginxctl drain --now",
 )
 _nothing_draining = refuse("nothing_draining", undrained_text)
-_not_held = refuse("not_held", "cannot promote: no upgrade is held or soaking")
+_not_held = refuse("not_held", NOT_HELD)
 _already = refuse("already_running", running_text)
 _busy = refuse("upgrade_in_progress", busy_text)
 _committing = refuse(
@@ -307,7 +309,7 @@ TABLE: Mapping[Phase, Mapping[Column, Cell]] = {
     },
     Phase.CANARY: {
         **_IN_UPGRADE, **_ignored(C.SUCCEEDED, C.FAILED), C.ACTIVE_EXITED: standby_lost_early,
-        C.HEALTHY: healthy, C.TIMER: canary_timer,
+        C.HEALTHY: healthy, C.TIMER: canary_timer, C.PROMOTE: go_on,
     },
     Phase.SHIFTING: {
         **_IN_UPGRADE, **_ignored(C.HEALTHY, C.TIMER), C.ACTIVE_EXITED: standby_lost_early,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from supervisor.core.commands import Reload
 from supervisor.core.restart_policy import RestartPolicy
+from supervisor.core.verdict_policy import VerdictPolicy
 
 if TYPE_CHECKING:
     from supervisor.core.events import MasterExited
@@ -88,11 +89,9 @@ class Goal(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """The settings that the machine itself needs; seconds."""
+    """The settings that the machine itself needs."""
 
-    start_timeout: float = 10.0
-    canary: float = 5.0
-    soak: float = 30.0
+    policy: VerdictPolicy = field(default_factory=VerdictPolicy)
     on_foreign_stop: OnForeignStop = OnForeignStop.RESTART
 
 
@@ -106,6 +105,8 @@ class Upgrade:
     hold: bool = False
     healthy: bool = False  # every probe and every worker of the candidate has answered well
     canary_elapsed: bool = False
+    doubt: str = ""  # what could not be proved, where it goes on or waits in spite of that
+    waits: bool = False  # for a person, because of the doubt
     reason: str | None = None  # why it is being rolled back
     detail: str = ""
 

@@ -351,7 +351,8 @@ def reload_later(state: State, event: Event) -> Step:
     asked = narrow(event, Requested)
     assert state.upgrade is not None
     assert isinstance(asked.command, commands.Reload)
-    if state.upgrade.hold and state.phase not in (Phase.COMMITTING, Phase.ROLLING_BACK):
+    held = state.upgrade.hold or state.upgrade.waits
+    if held and state.phase not in (Phase.COMMITTING, Phase.ROLLING_BACK):
         detail = (
             f"cannot reload: {upgrade_text(state)}; nginxctl promote or nginxctl rollback first"
         )

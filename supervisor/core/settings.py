@@ -20,6 +20,7 @@ from supervisor.core.probe_settings import ExecProbe, HttpProbe, ProbeSettings, 
 from supervisor.core.probe_settings import parse_probes as _parse_probes
 from supervisor.core.settings_table import Table, unknown_key
 from supervisor.core.trigger_settings import DEFAULT_TRIGGERS, TriggerSettings, parse_triggers
+from supervisor.core.verdict_policy import OnInconclusive
 
 __all__ = [
     "ControlSettings",
@@ -111,6 +112,8 @@ class UpgradeSettings:
     shift_timeout: float = 5.0
     rollback_quit_timeout: float = 60.0
     rollback_term_timeout: float = 5.0
+    min_samples: int = 1
+    on_inconclusive: OnInconclusive = OnInconclusive.ROLLBACK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -351,6 +354,12 @@ def _parse_upgrade(table: Table) -> UpgradeSettings:
         ),
         rollback_term_timeout=table.duration(
             "rollback_term_timeout", default.rollback_term_timeout
+        ),
+        min_samples=table.integer("min_samples", default.min_samples, least=1, most=1000),
+        on_inconclusive=table.choice(
+            "on_inconclusive",
+            default.on_inconclusive,
+            {one.value: one for one in OnInconclusive},
         ),
     )
 

@@ -55,7 +55,8 @@ def rule(state: State, *, now: bool) -> Ruling:
         text = "cannot replace the supervisor: it has been told to end"
         return Ruling(moment=Moment.NEVER, reason="stopping", detail=text)
     upgrade = state.upgrade
-    if not now and upgrade is not None and upgrade.hold and state.phase not in _DECIDED:
+    held = upgrade is not None and (upgrade.hold or upgrade.waits)
+    if not now and held and state.phase not in _DECIDED:
         text = (
             f"cannot replace the supervisor: {upgrade_text(state)}; nginxctl promote or nginxctl "
             "rollback first, or nginxctl self-upgrade --now, after which the upgrade goes on"

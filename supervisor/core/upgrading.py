@@ -19,7 +19,15 @@ from supervisor.core.actions import (
     Run,
     Watch,
 )
-from supervisor.core.cell import Step, drop_waiting, narrow, release_waiting, settle_phase
+from supervisor.core.cell import (
+    DECIDE,
+    GO_ON,
+    Step,
+    drop_waiting,
+    narrow,
+    release_waiting,
+    settle_phase,
+)
 from supervisor.core.events import (
     Event,
     Failed,
@@ -37,6 +45,9 @@ from supervisor.core.serving import (
     rest,
     stop_with,
 )
+from supervisor.core.verdict_policy import INCONCLUSIVE, OnInconclusive
+
+NOT_HELD = "cannot promote: no upgrade is held or soaking"
 
 
 def begin(state: State, event: Event) -> Step:
@@ -45,7 +56,7 @@ def begin(state: State, event: Event) -> Step:
     if state.reloading:
         detail = "cannot upgrade: a reload runs; wait for it to end and try again"
         return state, (Refuse(request=asked.request, reason="reload_in_progress", detail=detail),)
-    canary, soak, hold = state.rules.canary, state.rules.soak, False
+    canary, soak, hold = state.rules.policy.canary, state.rules.policy.soak, False
     if isinstance(asked.command, commands.Upgrade):
         canary = canary if asked.command.canary is None else asked.command.canary
         soak = soak if asked.command.soak is None else asked.command.soak
@@ -95,7 +106,7 @@ def preflight_passed(state: State, event: Event) -> Step:
         return end_unchanged(state, nothing_to_do(passed))
     spawning = replace(state, phase=Phase.SPAWNING, candidate=passed.generation)
     return spawning, (
-        Arm(timer=Timer.START, seconds=state.rules.start_timeout),
+        Arm(timer=Timer.START, seconds=state.rules.policy.come_up),
         Run(operation=Operation.SPAWN),
     )
 
@@ -113,7 +124,10 @@ def candidate_ready(state: State, _event: Event) -> Step:
     watching = replace(state, phase=Phase.CANARY)
     return watching, (
         Arm(timer=Timer.CANARY, seconds=state.upgrade.canary),
-        Arm(timer=Timer.CANARY_LIMIT, seconds=state.upgrade.canary + state.rules.start_timeout),
+        Arm(
+            timer=Timer.CANARY_LIMIT,
+            seconds=state.rules.policy.canary_limit(state.upgrade.canary),
+        ),
         Aim(Watch.CANARY),
     )
 
@@ -123,14 +137,42 @@ def canary_timer(state: State, event: Event) -> Step:
     assert state.upgrade is not None
     if narrow(event, TimerFired).timer is Timer.CANARY_LIMIT:
         detail = "the candidate was not proved healthy within the canary and start_timeout"
-        return roll_back(state, "canary_inconclusive", detail)
+        return canary_inconclusive(state, detail)
     return shift_when_due(replace(state, upgrade=replace(state.upgrade, canary_elapsed=True)))
 
 
-def healthy(state: State, _event: Event) -> Step:
-    """The candidate has answered all that was asked."""
+def canary_inconclusive(state: State, detail: str) -> Step:
+    """Nothing was proved in time: the policy says whether that is enough, and for what."""
     assert state.upgrade is not None
-    return shift_when_due(replace(state, upgrade=replace(state.upgrade, healthy=True)))
+    match state.rules.policy.on_inconclusive:
+        case OnInconclusive.ROLLBACK:
+            return roll_back(state, "canary_inconclusive", detail)
+        case OnInconclusive.HOLD:
+            waiting = replace(state.upgrade, doubt=detail, waits=True)
+            incident = ReportIncident(reason="canary_inconclusive", detail=f"{detail}; {GO_ON}")
+            return replace(state, upgrade=waiting), (incident,)
+        case OnInconclusive.COMMIT:
+            return shift(replace(state, upgrade=replace(state.upgrade, doubt=detail)))
+
+
+def healthy(state: State, _event: Event) -> Step:
+    """The candidate has answered all that was asked, late or not."""
+    assert state.upgrade is not None
+    proved = replace(state.upgrade, healthy=True, doubt="", waits=False)
+    return shift_when_due(replace(state, upgrade=proved))
+
+
+def go_on(state: State, event: Event) -> Step:
+    """An operator decides that an inconclusive canary is enough; else there is nothing to decide.
+
+    What follows is as always: the shift, and the soak.
+    """
+    assert state.upgrade is not None
+    asked = narrow(event, Requested)
+    if not state.upgrade.waits:
+        return state, (Refuse(request=asked.request, reason="not_held", detail=NOT_HELD),)
+    shifting, actions = shift(replace(state, upgrade=replace(state.upgrade, waits=False)))
+    return shifting, (Attach(asked.request), *actions)
 
 
 def shift_when_due(state: State) -> Step:
@@ -138,6 +180,11 @@ def shift_when_due(state: State) -> Step:
     assert state.upgrade is not None
     if not (state.upgrade.healthy and state.upgrade.canary_elapsed):
         return state, ()
+    return shift(state)
+
+
+def shift(state: State) -> Step:
+    """From now on the candidate is to serve alone."""
     return replace(state, phase=Phase.SHIFTING), (Run(operation=Operation.SHIFT),)
 
 
@@ -156,14 +203,18 @@ def soak_over(state: State, _event: Event) -> Step:
     return commit(state)
 
 
-def commit(state: State) -> Step:
-    """Commit now."""
-    return replace(state, phase=Phase.COMMITTING), (Run(operation=Operation.COMMIT),)
+def commit(state: State, *, overruled: bool = False) -> Step:
+    """Commit now; `overruled`: also where the soak has proved nothing."""
+    overruled = overruled or state.rules.policy.on_inconclusive is OnInconclusive.COMMIT
+    run = Run(operation=Operation.COMMIT, overruled=overruled)
+    return replace(state, phase=Phase.COMMITTING), (run,)
 
 
 def promote(state: State, event: Event) -> Step:
-    """An operator decides: commit now."""
-    committing, actions = commit(state)
+    """An operator decides: commit now, unless something speaks against the candidate."""
+    assert state.upgrade is not None
+    decided = replace(state, upgrade=replace(state.upgrade, waits=False))
+    committing, actions = commit(decided, overruled=True)
     return committing, (Attach(narrow(event, Requested).request), *actions)
 
 
@@ -181,9 +232,7 @@ def committed(state: State, event: Event) -> Step:
     assert state.candidate is not None
     old, lost = state.active, state.upgrade.reason
     retiring = state.retiring | ({old} if old is not None else frozenset())
-    verdict = Pronounce(
-        verdict=Verdict.COMMITTED, reason="healthy", detail="the candidate serves alone"
-    )
+    verdict = _commitment(state.upgrade, narrow(event, Succeeded))
     retire = tuple(Retire(generation=one) for one in sorted(retiring - state.retiring))
     serving = replace(
         state, phase=Phase.DRAINING, active=state.candidate, candidate=None, upgrade=None,
@@ -203,12 +252,32 @@ def committed(state: State, event: Event) -> Step:
     return rested, (verdict, *retire, Aim(Watch.ACTIVE), *reloads)
 
 
+def _commitment(upgrade: Upgrade, done: Succeeded) -> Pronounce:
+    """What is said of a commit: never more than was seen."""
+    reason, detail = "healthy", "the candidate serves alone"
+    if done.doubt:
+        reason, detail = "inconclusive", f"{detail}, although nothing was proved: {done.doubt}"
+    elif not done.judged:
+        reason, detail = "unjudged", f"{detail}; no probe has judged it"
+    elif upgrade.doubt:
+        detail = f"{detail}; its canary was inconclusive: {upgrade.doubt}"
+    return Pronounce(verdict=Verdict.COMMITTED, reason=reason, detail=detail)
+
+
 def commit_failed(state: State, event: Event) -> Step:
-    """Roll back: the last look was against it; a stop that was asked for meanwhile comes first."""
-    if state.goal is Goal.RUN:
-        return operation_failed(state, event)
+    """The last look was against it; a stop that was asked for meanwhile comes first.
+
+    Where it was only inconclusive, the policy may have a person decide.
+    """
     assert state.upgrade is not None
     failed = narrow(event, Failed)
+    if state.goal is Goal.RUN:
+        wait = state.rules.policy.on_inconclusive is OnInconclusive.HOLD
+        if failed.reason not in INCONCLUSIVE or not wait:
+            return operation_failed(state, event)
+        waiting = replace(state.upgrade, doubt=failed.detail, waits=True)
+        incident = ReportIncident(reason=failed.reason, detail=f"{failed.detail}; {DECIDE}")
+        return replace(state, phase=Phase.HELD, upgrade=waiting), (incident,)
     upgrade = replace(state.upgrade, reason=failed.reason, detail=failed.detail)
     return stop_with(state.goal)(replace(state, upgrade=upgrade), TerminateRequested())
 
@@ -238,7 +307,7 @@ def trigger(state: State, event: Event) -> Step:
 
 def start_timed_out(state: State, _event: Event) -> Step:
     """Roll back: the candidate did not become ready in time."""
-    text = f"the candidate was not ready within start_timeout ({state.rules.start_timeout:g} s)"
+    text = f"the candidate was not ready within start_timeout ({state.rules.policy.come_up:g} s)"
     return roll_back(state, "start_timeout", text)
 
 

@@ -13,8 +13,9 @@ from supervisor.core.events import Event, MasterExited, Requested
 from supervisor.core.machine import step
 from supervisor.core.model import Phase, Rules, State, Upgrade, Verdict
 from supervisor.core.restart_policy import RestartPolicy
+from supervisor.core.verdict_policy import VerdictPolicy
 
-RULES = Rules(start_timeout=10.0, canary=5.0, soak=30.0)
+RULES = Rules(policy=VerdictPolicy(come_up=10.0, canary=5.0, soak=30.0))
 FRESH = State(rules=RULES, restarts=RestartPolicy())
 IDLE = replace(FRESH, phase=Phase.IDLE, active=1, served=True)
 UPGRADE = Upgrade(id="u1", canary=5.0, soak=30.0)

@@ -6,6 +6,9 @@ import pytest
 
 from supervisor.core.judge import Criterion, Judge
 from supervisor.core.observation import Observation, Outcome
+from supervisor.core.trigger_settings import TriggerSettings
+from supervisor.core.triggers import Trigger
+from supervisor.core.verdict_policy import Conclusion
 
 PASS, FAIL, UNSURE = Outcome.PASS, Outcome.FAIL, Outcome.INCONCLUSIVE
 CANDIDATE = 2
@@ -169,9 +172,10 @@ def test_the_last_look_asks_for_a_good_last_answer(
     for outcome in outcomes:
         made.observe(seen(outcome))
     assert made.trigger is None
-    found = made.last_look()
-    assert (found.reason if found else None) == expected
-    assert found is None or "what it said" in found.detail or "no answer yet" in found.detail
+    found = made.conclude()
+    assert (None if found.conclusion is Conclusion.PASS else found.reason) == expected
+    assert (found.conclusion is Conclusion.INCONCLUSIVE) is (expected == "soak_inconclusive")
+    assert not expected or "what it said" in found.detail or "no answer yet" in found.detail
 
 
 def test_the_last_look_looks_at_every_probe_that_judges() -> None:
@@ -181,12 +185,11 @@ def test_the_last_look_looks_at_every_probe_that_judges() -> None:
     made.observe(seen(PASS))
     made.observe(seen(FAIL, probe="quiet"))
     assert made.unheard == {"other"}
-    found = made.last_look()
-    assert found is not None
+    found = made.conclude()
     assert found.detail.startswith("probe other passed before the upgrade")
     made.observe(seen(PASS, probe="other"))
-    assert made.last_look() is None
-    assert judge(quiet).last_look() is None
+    assert made.conclude().conclusion is Conclusion.PASS
+    assert judge(quiet).conclude().conclusion is Conclusion.PASS
 
 
 def test_an_end_that_is_not_understood_is_worth_waiting_for() -> None:
@@ -198,15 +201,51 @@ def test_an_end_that_is_not_understood_is_worth_waiting_for() -> None:
     assert made.undecided
     made.census(frozenset({12, 13}), at=2.0)
     assert not made.undecided
-    assert made.last_look() == made.trigger
-    assert reason(made) == "worker_died"
+    assert reason(made) == made.conclude().reason == "worker_died"
 
 
 def test_the_last_look_repeats_what_has_condemned() -> None:
     made = judge()
     made.observe(seen(PASS))
     made.worker_exited(11, code=None, signal=11, draining=False, at=1.0)
-    assert made.last_look() == made.trigger
+    assert made.trigger is not None
+    found = made.conclude()
+    assert (found.conclusion, found.reason, found.detail) == (
+        Conclusion.FAIL, made.trigger.reason, made.trigger.detail
+    )  # fmt: skip
+
+
+def test_a_failure_is_worse_than_a_silence() -> None:
+    made = judge(Criterion(name="silent", rise=2, fall=3, up_before=True), HOME)
+    made.observe(seen(FAIL))
+    assert made.conclude().reason == "probe_failed"
+
+
+def test_too_few_samples_prove_nothing() -> None:
+    made = Judge(candidate=CANDIDATE, criteria=(HOME,), min_samples=3)
+    made.observe(seen(PASS))
+    made.observe(seen(PASS))
+    assert not made.healthy
+    assert made.lacking == "probe home was heard 2 of 3 times"
+    found = made.conclude()
+    assert (found.conclusion, found.reason) == (Conclusion.INCONCLUSIVE, "soak_inconclusive")
+    assert "was heard 2 of 3 times since the shift" in found.detail
+    assert made.few == made.unheard == {"home"}
+    made.observe(seen(UNSURE))
+    assert not made.healthy
+    made.observe(seen(PASS))
+    assert made.healthy
+    assert made.conclude().conclusion is Conclusion.PASS
+
+
+def test_another_trigger_condemns_and_loops_can_be_switched_off() -> None:
+    made = Judge(candidate=CANDIDATE, criteria=(), triggers=TriggerSettings(respawns=0))
+    for at in range(20):
+        made.worker_exited(at, code=1, signal=None, draining=False, at=float(at))
+    assert made.trigger is None
+    made.condemn(Trigger(reason="error_log", detail="a line"))
+    made.condemn(Trigger(reason="other", detail="another"))
+    assert made.conclude().reason == "error_log"
 
 
 # --- the judge: workers ---

@@ -45,6 +45,7 @@ from supervisor.core.events import (
 from supervisor.core.machine import TABLE, Column, column_of, step
 from supervisor.core.model import Goal, OnForeignStop, Phase, State, Timer, Verdict
 from supervisor.core.restart_policy import RestartPolicy
+from supervisor.core.verdict_policy import OnInconclusive
 from tests.core.story import (
     DRAINING,
     HEALTHY,
@@ -177,7 +178,7 @@ def test_hold_and_promote() -> None:
         ),
     )  # fmt: skip
     story.tell(
-        asked(commands.Promote(), 9), Attach(9), Run(operation=Operation.COMMIT),
+        asked(commands.Promote(), 9), Attach(9), Run(operation=Operation.COMMIT, overruled=True),
         phase=Phase.COMMITTING,
     )  # fmt: skip
     story.tell(asked(commands.Promote(), 10), Attach(10))
@@ -193,7 +194,7 @@ def test_hold_and_promote() -> None:
 def test_promote_ends_the_soak_early() -> None:
     story = Story(UNDERWAY[Phase.SOAKING])
     story.tell(
-        asked(commands.Promote()), Attach(7), Run(operation=Operation.COMMIT),
+        asked(commands.Promote()), Attach(7), Run(operation=Operation.COMMIT, overruled=True),
         phase=Phase.COMMITTING,
     )  # fmt: skip
 
@@ -343,3 +344,112 @@ def test_a_foreign_stop_in_the_drain() -> None:
 def test_idle_and_draining_ignore_what_comes_too_late(event: Event) -> None:
     Story(DRAINING).ignores(event)
     Story(IDLE).ignores(event)
+
+
+# --- evidence that proves nothing ---
+
+
+def inconclusive(what: OnInconclusive, phase: Phase) -> Story:
+    state = UNDERWAY[phase]
+    policy = replace(state.rules.policy, on_inconclusive=what)
+    return Story(replace(state, rules=replace(state.rules, policy=policy)))
+
+
+UNPROVED = "the candidate was not proved healthy within the canary and start_timeout"
+SILENT = Failed(reason="soak_inconclusive", detail="home is silent")
+
+
+def test_a_canary_that_proves_nothing_may_wait_for_a_person() -> None:
+    story = inconclusive(OnInconclusive.HOLD, Phase.CANARY)
+    waits = replace(UPGRADE, doubt=UNPROVED, waits=True)
+    text = (
+        f"{UNPROVED}; nginxctl promote goes on with it all the same, nginxctl rollback takes it "
+        "back"
+    )
+    story.tell(
+        TimerFired(Timer.CANARY_LIMIT),
+        ReportIncident(reason="canary_inconclusive", detail=text),
+        upgrade=waits,
+    )
+    detail = (
+        "cannot reload: upgrade u1 has proved nothing in its canary and waits until someone "
+        "decides; nginxctl promote or nginxctl rollback first"
+    )
+    story.tell(asked(commands.Reload(), 8), Refuse(request=8, reason="upgrade_held", detail=detail))
+    story.tell(
+        asked(commands.Promote(), 9), Attach(9), Run(operation=Operation.SHIFT),
+        phase=Phase.SHIFTING, upgrade=replace(waits, waits=False),
+    )  # fmt: skip
+    story.tell(
+        Succeeded(), Aim(Watch.SOAK), Arm(timer=Timer.SOAK, seconds=30.0), phase=Phase.SOAKING
+    )
+    story.tell(TimerFired(Timer.SOAK), Run(operation=Operation.COMMIT), phase=Phase.COMMITTING)
+    assert committed_as(story, Succeeded()) == (
+        "healthy", f"the candidate serves alone; its canary was inconclusive: {UNPROVED}"
+    )  # fmt: skip
+
+
+def test_what_is_proved_late_goes_on_by_itself() -> None:
+    story = inconclusive(OnInconclusive.HOLD, Phase.CANARY)
+    story.tell(TimerFired(Timer.CANARY), upgrade=replace(UPGRADE, canary_elapsed=True))
+    story.state, _ = step(story.state, TimerFired(Timer.CANARY_LIMIT))
+    story.tell(
+        CandidateHealthy(), Run(operation=Operation.SHIFT),
+        phase=Phase.SHIFTING, upgrade=replace(UPGRADE, canary_elapsed=True, healthy=True),
+    )  # fmt: skip
+
+
+def test_a_canary_that_proves_nothing_may_be_enough() -> None:
+    story = inconclusive(OnInconclusive.COMMIT, Phase.CANARY)
+    story.tell(
+        TimerFired(Timer.CANARY_LIMIT), Run(operation=Operation.SHIFT),
+        phase=Phase.SHIFTING, upgrade=replace(UPGRADE, doubt=UNPROVED),
+    )  # fmt: skip
+
+
+def test_a_soak_that_proves_nothing_may_wait_for_a_person() -> None:
+    story = inconclusive(OnInconclusive.HOLD, Phase.COMMITTING)
+    text = "home is silent; nginxctl promote commits it, nginxctl rollback takes it back"
+    waits = replace(UPGRADE, doubt="home is silent", waits=True)
+    story.tell(
+        SILENT, ReportIncident(reason="soak_inconclusive", detail=text),
+        phase=Phase.HELD, upgrade=waits,
+    )  # fmt: skip
+    story.tell(
+        asked(commands.Promote(), 9), Attach(9), Run(operation=Operation.COMMIT, overruled=True),
+        phase=Phase.COMMITTING, upgrade=replace(waits, waits=False),
+    )  # fmt: skip
+    assert committed_as(story, Succeeded(doubt="still silent")) == (
+        "inconclusive",
+        "the candidate serves alone, although nothing was proved: still silent",
+    )
+
+
+def test_a_failure_in_the_last_look_waits_for_nobody() -> None:
+    story = inconclusive(OnInconclusive.HOLD, Phase.COMMITTING)
+    failed = Failed(reason="probe_failed", detail="home is down")
+    state, actions = step(story.state, failed)
+    assert state.phase is Phase.ROLLING_BACK
+    assert Run(operation=Operation.ROLL_BACK) in actions
+
+
+def test_a_soak_that_proves_nothing_may_be_enough() -> None:
+    story = inconclusive(OnInconclusive.COMMIT, Phase.SOAKING)
+    story.tell(
+        TimerFired(Timer.SOAK), Run(operation=Operation.COMMIT, overruled=True),
+        phase=Phase.COMMITTING,
+    )  # fmt: skip
+
+
+def test_what_no_probe_has_judged_says_so() -> None:
+    story = Story(UNDERWAY[Phase.COMMITTING])
+    assert committed_as(story, Succeeded(judged=False)) == (
+        "unjudged", "the candidate serves alone; no probe has judged it"
+    )  # fmt: skip
+
+
+def committed_as(story: Story, done: Succeeded) -> tuple[str, str]:
+    _, actions = step(story.state, done)
+    (verdict,) = [one for one in actions if isinstance(one, Pronounce)]
+    assert verdict.verdict is Verdict.COMMITTED
+    return verdict.reason, verdict.detail

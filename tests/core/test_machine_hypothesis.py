@@ -55,6 +55,7 @@ from supervisor.core.model import (
     Verdict,
 )
 from supervisor.core.restart_policy import RestartPolicy
+from supervisor.core.verdict_policy import OnInconclusive, VerdictPolicy
 
 ON_THE_WAY = (
     Phase.IDLE, Phase.SPAWNING, Phase.CANARY, Phase.SHIFTING, Phase.SOAKING, Phase.HELD,
@@ -76,7 +77,13 @@ COMMANDS = st.one_of(
     ),
 )  # fmt: skip
 RULES = st.builds(
-    Rules, on_foreign_stop=st.sampled_from(OnForeignStop), canary=st.sampled_from([0.0, 5.0])
+    Rules,
+    on_foreign_stop=st.sampled_from(OnForeignStop),
+    policy=st.builds(
+        VerdictPolicy,
+        canary=st.sampled_from([0.0, 5.0]),
+        on_inconclusive=st.sampled_from(OnInconclusive),
+    ),
 )
 POLICIES = st.builds(RestartPolicy, start_limit=st.integers(0, 4), crash_limit=st.integers(0, 3))
 
@@ -280,6 +287,11 @@ class Supervised(RuleBasedStateMachine):
             self.proved.add(event.timer.value)
         if isinstance(event, Requested) and isinstance(event.command, commands.Promote):
             self.promoted = before.phase in (Phase.SOAKING, Phase.HELD) or self.promoted
+            if before.phase is Phase.CANARY and before.upgrade and before.upgrade.waits:
+                self.proved |= {"healthy", "canary"}  # a person says so
+        limit = isinstance(event, TimerFired) and event.timer is Timer.CANARY_LIMIT
+        if limit and before.rules.policy.on_inconclusive is OnInconclusive.COMMIT:
+            self.proved |= {"healthy", "canary"}  # the policy says so
 
     def carry_out(self, action: Action) -> None:
         match action:
@@ -440,7 +452,9 @@ class Supervised(RuleBasedStateMachine):
             elif self.timers:
                 timer = self.timers.pop()
                 self.tell(TimerFired(timer))
-            elif self.state.phase is Phase.HELD:
+            elif self.state.phase is Phase.HELD or (
+                self.state.upgrade is not None and self.state.upgrade.waits
+            ):
                 self.ask(commands.Rollback())
             elif self.retired:
                 gone = self.retired.pop()

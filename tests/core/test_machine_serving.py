@@ -40,6 +40,7 @@ from supervisor.core.events import (
 from supervisor.core.machine import step
 from supervisor.core.model import Goal, OnForeignStop, Phase, Rules, State, Timer
 from supervisor.core.restart_policy import RestartPolicy
+from supervisor.core.verdict_policy import VerdictPolicy
 from tests.core.story import DRAINING, FRESH, IDLE, UNDERWAY, Story, asked, exited
 
 NOTHING, ON_ACTIVE = Aim(Watch.NOTHING), Aim(Watch.ACTIVE)
@@ -509,7 +510,7 @@ def test_nothing_to_drain_or_to_promote(state: State) -> None:
 
 @pytest.mark.parametrize("state", ANYWHERE)
 def test_new_rules_keep_what_was_counted(state: State) -> None:
-    rules = Rules(start_timeout=1.0)
+    rules = Rules(policy=VerdictPolicy(come_up=1.0))
     counted = RestartPolicy(starts=(1.0,), crashes=(2.0,), last_delay=0.2)
     Story(replace(state, restarts=counted)).tell(
         RulesChanged(rules=rules, restarts=RestartPolicy(start_limit=3)),

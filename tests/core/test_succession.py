@@ -14,6 +14,7 @@ from supervisor.core.model import Goal, Phase, Rules, State, Upgrade
 from supervisor.core.observation import Observation, Outcome
 from supervisor.core.restart_policy import RestartPolicy
 from supervisor.core.succession import Moment, rule, state_from_data, state_to_data
+from supervisor.core.verdict_policy import VerdictPolicy
 
 FRESH = State(rules=Rules(), restarts=RestartPolicy())
 UPGRADE = Upgrade(id="u1", canary=1.0, soak=2.0)
@@ -57,7 +58,7 @@ def test_not_while_it_ends_nor_beside_a_reload() -> None:
 
 def test_a_state_goes_along_whole() -> None:
     state = State(
-        rules=Rules(canary=7.0),
+        rules=Rules(policy=VerdictPolicy(canary=7.0)),
         restarts=RestartPolicy(
             crash_limit=9, starts=(90.0, 101.0), crashes=(95.0,), last_delay=0.4
         ),
@@ -74,7 +75,7 @@ def test_a_state_goes_along_whole() -> None:
         waiting=((5, Reload()), (6, Reload())),
     )
     data = json.loads(json.dumps(state_to_data(state, at=100.0), allow_nan=False))
-    rules, limits = Rules(canary=8.0), RestartPolicy(crash_limit=1)
+    rules, limits = Rules(policy=VerdictPolicy(canary=8.0)), RestartPolicy(crash_limit=1)
     again = state_from_data(data, rules=rules, restarts=limits, at=1100.0)
     expected = RestartPolicy(
         crash_limit=1, starts=(1090.0, 1101.0), crashes=(1095.0,), last_delay=0.4

@@ -19,6 +19,7 @@ from supervisor.core.actions import Operation, Run
 from supervisor.core.events import Event, Succeeded
 from supervisor.core.model import Rules, State
 from supervisor.core.restart_policy import RestartPolicy
+from supervisor.core.verdict_policy import VerdictPolicy
 from supervisor.engine import Engine
 from supervisor.waiters import Reply
 from tests.fakes import FakeEffects, Held
@@ -116,7 +117,7 @@ async def engine_with(
         None, processors=[log], wrapper_class=structlog.make_filtering_bound_logger(0)
     )
     engine = Engine(
-        replace(FRESH, rules=Rules(**rules)),
+        replace(FRESH, rules=Rules(policy=VerdictPolicy(**rules))),
         effects,
         logger,
         new_upgrade_id=lambda: f"u{next(numbers)}",

@@ -25,6 +25,7 @@ from supervisor.core.probe_settings import (
     TcpAddress,
     TcpProbe,
 )
+from supervisor.core.settings import UpgradeSettings
 from supervisor.core.trigger_settings import TriggerSettings
 from supervisor.edges.linux import ExitStatus
 from supervisor.edges.probe_listener import Sharing
@@ -84,7 +85,7 @@ class Scene:
             candidate=self.candidate, run=self.run, listener=listener, generations={},
             log=structlog.get_logger(),
             settings=SimpleNamespace(
-                upgrade=SimpleNamespace(start_timeout=10.0), triggers=TriggerSettings()
+                upgrade=UpgradeSettings(), triggers=TriggerSettings()
             ),
         )  # fmt: skip
         self.evidence = Evidence(
