@@ -349,8 +349,8 @@ class Evidence:
             await self._hear_of_ends()
             await self._hear(judge.unheard, lambda: judge.undecided)
             with trio.move_on_after(self._world.settings.upgrade.start_timeout):
-                while judge.trigger is None and judge.few:
-                    await self._ask_now(set(judge.few))
+                while judge.trigger is None and judge.few - judge.unheard:
+                    await self._ask_now(set(judge.few - judge.unheard))
             for _ in range(max((one.fall for one in self._board.probes.values()), default=0)):
                 if judge.trigger is not None or not judge.doubted:
                     break

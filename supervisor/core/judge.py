@@ -250,13 +250,13 @@ class Judge:
 
     @property
     def unheard(self) -> frozenset[str]:
-        """The probes that judge and have not been heard often enough."""
-        return frozenset(n for n, many in self._samples.items() if many < self._min_samples)
+        """The probes that judge and have not been heard of."""
+        return frozenset(self._judging) - self._heard.keys()
 
     @property
     def few(self) -> frozenset[str]:
-        """Those of them that have been heard at all: asking again is worth while."""
-        return self.unheard & self._heard.keys()
+        """The probes that judge and have not been heard often enough, or not at all."""
+        return frozenset(n for n, many in self._samples.items() if many < self._min_samples)
 
     @property
     def doubted(self) -> frozenset[str]:
@@ -279,7 +279,7 @@ class Judge:
                 text = f"probe {name} failed at the last look, {failures} in a row: {last}"
                 return _failed("probe_failed", text)
         for name in self._judging:
-            if name in self.unheard:
+            if name in self.few:
                 text = (
                     f"probe {name} passed before the upgrade, and {self._often(name)} since the "
                     f"shift: {self._last[name]}"

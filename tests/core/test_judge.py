@@ -230,7 +230,7 @@ def test_too_few_samples_prove_nothing() -> None:
     found = made.conclude()
     assert (found.conclusion, found.reason) == (Conclusion.INCONCLUSIVE, "soak_inconclusive")
     assert "was heard 2 of 3 times since the shift" in found.detail
-    assert made.few == made.unheard == {"home"}
+    assert (made.few, made.unheard) == ({"home"}, frozenset())
     made.observe(seen(UNSURE))
     assert not made.healthy
     made.observe(seen(PASS))
