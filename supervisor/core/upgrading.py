@@ -144,15 +144,14 @@ def canary_timer(state: State, event: Event) -> Step:
 def canary_inconclusive(state: State, detail: str) -> Step:
     """Nothing was proved in time: the policy says whether that is enough, and for what."""
     assert state.upgrade is not None
-    match state.rules.policy.on_inconclusive:
-        case OnInconclusive.ROLLBACK:
-            return roll_back(state, "canary_inconclusive", detail)
-        case OnInconclusive.HOLD:
-            waiting = replace(state.upgrade, doubt=detail, waits=True)
-            incident = ReportIncident(reason="canary_inconclusive", detail=f"{detail}; {GO_ON}")
-            return replace(state, upgrade=waiting), (incident,)
-        case OnInconclusive.COMMIT:
-            return shift(replace(state, upgrade=replace(state.upgrade, doubt=detail)))
+    what = state.rules.policy.on_inconclusive
+    if what is OnInconclusive.ROLLBACK:
+        return roll_back(state, "canary_inconclusive", detail)
+    if what is OnInconclusive.HOLD:
+        waiting = replace(state.upgrade, doubt=detail, waits=True)
+        incident = ReportIncident(reason="canary_inconclusive", detail=f"{detail}; {GO_ON}")
+        return replace(state, upgrade=waiting), (incident,)
+    return shift(replace(state, upgrade=replace(state.upgrade, doubt=detail)))
 
 
 def healthy(state: State, _event: Event) -> Step:

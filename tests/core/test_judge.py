@@ -149,6 +149,19 @@ def test_a_probe_that_only_chance_brings_there_condemns_and_is_not_waited_for() 
     assert reason(made) == "probe_failed"
 
 
+def test_a_look_beside_the_probes_shows_workers_and_is_no_part_of_a_row() -> None:
+    made = judge()
+    made.observe(seen(PASS))
+    made.observe(seen(PASS, worker=11))
+    made.patrolled(seen(PASS, generation=1, worker=12))
+    made.patrolled(seen(PASS))
+    made.patrolled(seen(FAIL, worker=12, detail="status 500"))
+    assert "worker 12 did not: status 500" in made.lacking
+    assert made.trigger is None
+    made.patrolled(seen(PASS, worker=12))
+    assert made.healthy
+
+
 # --- the judge: the last look ---
 
 
