@@ -293,6 +293,7 @@ def build(
         revive=lambda: nursery.start_soon(reload_to_revive, engine, log),
     )
     effects = NginxEffects(world, evidence, history, runtime, notifier)
+    world.progress = lambda reply: engine.progress(reply)
     engine = Engine(
         State(rules=rules_of(settings), restarts=restart_policy_of(settings)),
         effects,

@@ -26,6 +26,7 @@ from supervisor.operations import (
     ending,
     listeners,
     preflight,
+    reading,
     recover,
     reload,
     rollback,
@@ -156,6 +157,8 @@ class NginxEffects:
         self._looked = True
         if found is not None:
             self._cold = False
+            known = await trio.to_thread.run_sync(self._runtime.configurations.load)
+            reading.recall(self._world, known)
             self.starts += 1  # what was adopted counts as the first: the next is a restart
             self._remember_masters()
         return found
@@ -291,6 +294,9 @@ class NginxEffects:
         masters = on_record(self._world.generations)
         try:
             await trio.to_thread.run_sync(self._runtime.save, masters)
+            await reading.learn_files(self._world)
+            known = reading.to_record(self._world)
+            await trio.to_thread.run_sync(self._runtime.configurations.save, known)
         except SupervisorError as exc:
             # Only a successor would miss it, and it finds the masters by their pid file as well.
             self._world.log.error("state.not_written", reason=exc.reason, detail=exc.detail)  # noqa: TRY400 - no bug of ours

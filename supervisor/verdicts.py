@@ -94,6 +94,7 @@ class Verdicts:
                 "from_version": run.from_version or told["from_version"],
                 "from_id": run.previous or told.get("from_id"),
                 "to_version": run.to_version,
+                "warnings": list(run.warnings),
             }
         return {**told, **verdict}
 

@@ -43,6 +43,8 @@ class Timeline:
         elapsed = time.monotonic() - self._begin
         if event.get("event") == "verdict":
             return f"{elapsed:9.3f} s  {self._verdict(event)}"
+        if event.get("event") == "warning":
+            return f"{elapsed:9.3f} s  {_warning(event)}"
         words = [text(event.get("phase") or event.get("event")).ljust(12)]
         words += [text(event[key]) for key in ("generation", "version") if event.get(key)]
         if event.get("reason"):
@@ -233,6 +235,8 @@ def history_in_detail(found: Fields) -> Iterator[str]:
             yield f"    {phases}"
         if evidence := _evidence(entry):
             yield f"    {evidence}"
+        for warning in _each(entry.get("warnings")):
+            yield f"    {_warning(warning)}"
 
 
 def _evidence(entry: Fields) -> str:
@@ -245,6 +249,12 @@ def _evidence(entry: Fields) -> str:
     coverage = _fields(entry.get("coverage"))
     seen = f"{text(coverage.get('answered'))} of {text(coverage.get('workers'))} workers answered"
     return f"canary {said}; answers known by: {', '.join(words) or 'nothing'}; {seen}"
+
+
+def _warning(warning: Fields) -> str:
+    """What a guard says."""
+    severity = text(warning.get("severity") or "warning")
+    return f"{severity:<12}  {text(warning.get('guard'))}: {text(warning.get('detail'))}"
 
 
 def _phases(value: object) -> str:

@@ -203,21 +203,23 @@ class _Reading:
     def _section(self, section: str, block: tuple[Directive, ...], file: str) -> None:
         for directive, place in self._expand(block, file):
             if directive.name == "server" and directive.block is not None:
-                self._server(section, directive.block, place)
+                self._server(section, directive.block, place, directive.line)
 
-    def _server(self, section: str, block: tuple[Directive, ...], file: str) -> None:
+    def _server(self, section: str, block: tuple[Directive, ...], file: str, line: int) -> None:
         found: list[Listen] = []
         uses_tls = False
         for directive, place in self._expand(block, file):
             if directive.name == "listen":
-                listens = parse_listen(directive.arguments, section=section, file=place)
+                listens = parse_listen(
+                    directive.arguments, section=section, file=place, line=directive.line
+                )
                 found += listens
                 if not listens:
                     self._odd(directive, place)
             elif directive.name == "ssl":
                 uses_tls = directive.arguments == ("on",)
         if not found and section == "http":
-            found.append(implied_listen(port=self._implied_port, file=file))
+            found.append(implied_listen(port=self._implied_port, file=file, line=line))
         if uses_tls:
             found = [replace(listen, ssl=True) for listen in found]
         self.change(listens=self.config.listens + tuple(found))

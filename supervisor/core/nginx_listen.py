@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+from ipaddress import IPv6Address
 
 ANY_IPV4 = "0.0.0.0"  # noqa: S104 - the name of an address, nothing is bound here
 ANY_IPV6 = "::"
@@ -49,8 +50,10 @@ class Listen:
     ssl: bool = False
     http2: bool = False  # by an option of this line, as before nginx 1.25.1
     binds: bool = False  # nginx binds it even beside a wildcard of the same port
+    quic: bool = False
     section: str = "http"
     file: str = ""
+    line: int = field(default=0, compare=False)
 
     @property
     def address(self) -> tuple[AddressKind, str, int, Transport]:
@@ -69,12 +72,14 @@ class Listen:
         return f"{host}:{self.port}" + ("/udp" if self.transport is Transport.UDP else "")
 
 
-def implied_listen(*, port: int, file: str) -> Listen:
+def implied_listen(*, port: int, file: str, line: int = 0) -> Listen:
     """What an http server without any `listen` listens on."""
-    return Listen(kind=AddressKind.TCP, host=ANY_IPV4, port=port, file=file)
+    return Listen(kind=AddressKind.TCP, host=ANY_IPV4, port=port, file=file, line=line)
 
 
-def parse_listen(arguments: tuple[str, ...], *, section: str, file: str) -> tuple[Listen, ...]:
+def parse_listen(
+    arguments: tuple[str, ...], *, section: str, file: str, line: int = 0
+) -> tuple[Listen, ...]:
     """The addresses of one `listen` directive: several for a range of ports, none if it is odd."""
     if not arguments:
         return ()
@@ -94,8 +99,10 @@ def parse_listen(arguments: tuple[str, ...], *, section: str, file: str) -> tupl
             ssl="ssl" in options or "quic" in options,
             http2="http2" in options,
             binds=any(_BIND_OPTIONS.fullmatch(option) for option in options),
+            quic="quic" in options,
             section=section,
             file=file,
+            line=line,
         )
         for port in ports
     )
@@ -109,7 +116,7 @@ def _place(text: str) -> tuple[AddressKind, str, range] | None:
         if not closing or (rest and not rest.startswith(":")):
             return None
         ports = _ports(rest[1:])
-        return None if ports is None else (AddressKind.TCP6, host.lower(), ports)
+        return None if ports is None else (AddressKind.TCP6, _canonical(host.lower()), ports)
     host, colon, port_text = text.rpartition(":")
     if not colon:
         # A bare number is a port, anything else a host: that is how nginx reads it.
@@ -118,6 +125,15 @@ def _place(text: str) -> tuple[AddressKind, str, range] | None:
     if ports is None:
         return None
     return AddressKind.TCP, ANY_IPV4 if host in ("", "*") else host.lower(), ports
+
+
+def _canonical(host: str) -> str:
+    """As the kernel spells it: a socket is told by its address, however that was written."""
+    try:
+        address = IPv6Address(host)
+    except ValueError:
+        return host
+    return host if address.ipv4_mapped else str(address)
 
 
 def _ports(text: str) -> range | None:

@@ -14,12 +14,16 @@ from dataclasses import dataclass, replace
 _DEFAULT_PREFIX = "/usr/local/nginx"
 _VERSION = re.compile(r"^[\w.-]+ version: ([A-Za-z][\w-]*)/v?(\d+(?:\.\d+)+)", re.MULTILINE)
 _ARGUMENTS = re.compile(r"^configure arguments:(.*)$", re.MULTILINE)
+_TLS_LIBRARY = re.compile(r"^(?:built|running|compiled) with (\S+) (\S+)", re.MULTILINE)
+_TLS_NAMES = re.compile(r"^TLS SNI support enabled", re.MULTILINE)
+_NUMBERS = re.compile(r"\d+|[a-z]+")
 _UNKNOWN_DIRECTIVE = re.compile(r'unknown directive "([^"]+)"')
 _REQUIRES = re.compile(r"requires (ngx_\w+_module)")
 
 # The directives by which a configuration most often betrays a module that is off unless asked for.
 # nginx names only the directive that it does not know; the rest is told by comparing two builds.
 _MODULE_OF_DIRECTIVE = (
+    (re.compile(r"ssl_preread"), "--with-stream_ssl_preread_module"),
     (re.compile(r"ssl_.*|ssl"), "--with-http_ssl_module"),
     (re.compile(r"http2.*"), "--with-http_v2_module"),
     (re.compile(r"http3.*|quic_.*"), "--with-http_v3_module"),
@@ -41,10 +45,18 @@ _MODULE_OF_DIRECTIVE = (
     (re.compile(r"sub_filter.*"), "--with-http_sub_module"),
     (re.compile(r"xslt_.*|xml_entities"), "--with-http_xslt_module"),
     (re.compile(r"stream"), "--with-stream"),
-    (re.compile(r"ssl_preread"), "--with-stream_ssl_preread_module"),
     (re.compile(r"mail"), "--with-mail"),
     (re.compile(r"thread_pool"), "--with-threads"),
 )
+
+_OF_SECTION = {
+    ("stream", "--with-http_ssl_module"): "--with-stream_ssl_module",
+    ("stream", "--with-http_realip_module"): "--with-stream_realip_module",
+    ("stream", "--with-http_geoip_module"): "--with-stream_geoip_module",
+    ("stream", "--with-stream_ssl_preread_module"): "--with-stream_ssl_preread_module",
+    ("mail", "--with-http_ssl_module"): "--with-mail_ssl_module",
+}
+"""The same directives are other modules' in the sections besides http."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +70,8 @@ class NginxBuild:
     flavour: str
     configure_arguments: tuple[str, ...]
     prefix: str
+    tls_library: str = ""  # with its version, "OpenSSL 3.0.13"; empty: it has none
+    tls_names: bool = False  # it can tell servers apart by the name that a client asks for (SNI)
 
     def at_prefix(self, prefix: str | None) -> NginxBuild:
         """The same build started with `-p prefix`; itself when there is none."""
@@ -91,20 +105,21 @@ class NginxBuild:
     @property
     def user(self) -> str:
         """Who the workers run as where no `user` directive says so."""
-        return self._value("--user") or "nobody"
+        return self.option("--user") or "nobody"
 
     @property
     def group(self) -> str | None:
         """The workers' group; None where configure chose it from the machine that built it."""
-        return self._value("--group") or self._value("--user")
+        return self.option("--group") or self.option("--user")
 
-    def _value(self, option: str) -> str | None:
-        start = f"{option}="
+    def option(self, name: str) -> str | None:
+        """The value that configure was given for `name`; the last one, as in configure."""
+        start = f"{name}="
         given = [argument for argument in self.configure_arguments if argument.startswith(start)]
         return given[-1][len(start) :] if given else None
 
     def _path(self, option: str, default: str) -> str:
-        return posixpath.normpath(posixpath.join(self.prefix, self._value(option) or default))
+        return posixpath.normpath(posixpath.join(self.prefix, self.option(option) or default))
 
 
 def parse_build(text: str) -> NginxBuild | None:
@@ -117,10 +132,38 @@ def parse_build(text: str) -> NginxBuild | None:
         words = tuple(shlex.split(arguments[1]))
     except ValueError:  # a quote inside an option's value; the paths matter more than that option
         words = tuple(arguments[1].split())
-    build = NginxBuild(version[2], version[1].lower(), words, _DEFAULT_PREFIX)
+    library = _TLS_LIBRARY.search(text)
+    build = NginxBuild(
+        version[2], version[1].lower(), words, _DEFAULT_PREFIX,
+        tls_library="" if library is None else f"{library[1]} {library[2]}",
+        tls_names=_TLS_NAMES.search(text) is not None,
+    )  # fmt: skip
     # An empty prefix means the current folder, and every nginx here is started in "/".
-    given = build._value("--prefix")  # noqa: SLF001 - the class's own module
+    given = build.option("--prefix")
     return build if given is None else replace(build, prefix=given or "/")
+
+
+def option_of_directive(name: str, *, section: str = "http") -> str | None:
+    """The configure option of the module that has the directive; None where no table knows it."""
+    for pattern, option in _MODULE_OF_DIRECTIVE:
+        if pattern.fullmatch(name):
+            if section in ("stream", "mail"):
+                return _OF_SECTION.get((section, option))
+            return option
+    return None
+
+
+def older_library(running: str, candidate: str) -> bool:
+    """Whether `candidate` is an older version of the same library than `running`."""
+    (name, was), (other, now) = (_library(one) for one in (running, candidate))
+    return name == other and now < was
+
+
+def _library(text: str) -> tuple[str, list[tuple[int, str]]]:
+    """Its name, and its version in an order: 1.1.1w is newer than 1.1.1, 3.0.13 than 3.0.2."""
+    name, _, version = text.partition(" ")
+    parts = _NUMBERS.findall(version)
+    return name, [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def lost_modules(running: NginxBuild, candidate: NginxBuild) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ class _Blocks(_Reading):
         self._patterns.append(posixpath.join(self._conf_prefix, directive.arguments[0]))
         return super()._included(directive, file)
 
-    def _server(self, section: str, block: tuple[Directive, ...], file: str) -> None:
+    def _server(self, section: str, block: tuple[Directive, ...], file: str, line: int) -> None:
         self._patterns = []
         listens: list[Listen] = []
         names: list[str] = []
@@ -101,7 +101,7 @@ class _Blocks(_Reading):
                 if {"default_server", "default"} & set(directive.arguments):
                     default_on.update(found)
         if not listens and section == "http":
-            listens.append(implied_listen(port=self._implied_port, file=file))
+            listens.append(implied_listen(port=self._implied_port, file=file, line=line))
         self.blocks.append(
             ServerBlock(
                 section=section, listens=tuple(listens), names=tuple(names),

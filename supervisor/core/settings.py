@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from supervisor.core.access import Kind, Role, Who, parse_who, who_named
 from supervisor.core.errors import ConfigError
+from supervisor.core.guard_settings import DEFAULT_GUARDS, GuardSettings, parse_guards
 from supervisor.core.model import OnForeignStop
 from supervisor.core.probe_settings import ExecProbe, HttpProbe, ProbeSettings, TcpProbe
 from supervisor.core.probe_settings import parse_probes as _parse_probes
@@ -178,6 +179,7 @@ class Settings:
     restart: RestartSettings = RestartSettings()
     stop: StopSettings = StopSettings()
     triggers: TriggerSettings = DEFAULT_TRIGGERS
+    guards: GuardSettings = DEFAULT_GUARDS
     log: LogSettings = LogSettings()
     probes: tuple[ProbeSettings, ...] = ()
 
@@ -185,7 +187,7 @@ class Settings:
 _TABLES = frozenset(
     {
         "nginx", "control", "state", "probe_listener", "upgrade", "restart", "stop", "triggers",
-        "log",
+        "guards", "log",
     }
 )  # fmt: skip
 
@@ -206,6 +208,7 @@ def parse_settings(table: Mapping[str, object]) -> Settings:
         restart=_parse_restart(tables["restart"]),
         stop=_parse_stop(tables["stop"]),
         triggers=parse_triggers(tables["triggers"]),
+        guards=parse_guards(tables["guards"]),
         log=_parse_log(tables["log"]),
         probes=_parse_probes(table.get("probe", [])),
     )

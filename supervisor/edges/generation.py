@@ -9,6 +9,7 @@ from enum import Enum
 
 import trio
 
+from supervisor.core.config_read import ConfigRead
 from supervisor.edges import procfs, sockets
 from supervisor.edges.capture import Capture
 from supervisor.edges.linux import ExitStatus
@@ -36,6 +37,7 @@ class Program:
     environment: tuple[str, ...] = ()  # its `env` directives: what USR2 passes on
     config_files: tuple[str, ...] = ()
     config_signature: tuple[tuple[int, ...], ...] = ()
+    read: ConfigRead | None = None  # what the guards of the next upgrade compare; None: not known
 
 
 @dataclass(slots=True, eq=False)

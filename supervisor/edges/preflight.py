@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 import trio
 
+from supervisor.core.config_read import NOTHING_READ, ConfigRead
 from supervisor.core.errors import Refusal, SupervisorError
+from supervisor.core.guards import Finding
 from supervisor.core.nginx_config import NginxConfig
 from supervisor.core.nginx_version import NginxBuild
 from supervisor.edges.placing import Staged
@@ -39,7 +41,8 @@ class Plan:
     build: NginxBuild
     config: NginxConfig  # what the candidate will read, with the globals
     dump: str
-    warnings: tuple[str, ...]
+    read: ConfigRead = NOTHING_READ  # of it, for the upgrade after this one
+    warnings: tuple[Finding, ...]
     seconds: Mapping[str, float]  # by check
     _store: VersionStore
     _undo: list[Callable[[], object]]
@@ -105,6 +108,7 @@ async def preflight(
         build=draft.ready_build,
         config=draft.ready_config,
         dump=draft.dump,
+        read=draft.read,
         warnings=tuple(draft.warnings),
         seconds=seconds,
         _store=store,

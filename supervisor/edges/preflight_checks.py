@@ -8,6 +8,7 @@ hands on, and with its `-T` its own view of the configuration decides about modu
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import TypeVar
 
 import trio
 
+from supervisor.core.config_read import read_of
 from supervisor.core.errors import Refusal
+from supervisor.core.guards import Comparison, bounded, findings, refusal, unix_listeners_dropped
 from supervisor.core.nginx_config import effective, parse_globals, under_prefix
-from supervisor.core.nginx_version import lost_modules
-from supervisor.edges import nginx_binary, pidfile, procfs, sockets, upgradable
+from supervisor.edges import nginx_binary, pidfile, procfs, sockets, tls_files, upgradable
 from supervisor.edges.preflight_draft import Check, Draft, NoChange
 from supervisor.edges.store import Origin
 from supervisor.edges.trust import trusted_path
@@ -122,10 +124,6 @@ async def it_is_nginx(draft: Draft) -> None:
             draft.running = await nginx_binary.version_of(exe, environment)
         except Refusal:  # it may not be ours to run; only comparisons are lost
             draft.running = None
-    if draft.running is not None:
-        lost = lost_modules(draft.running, draft.build)
-        if lost:
-            draft.warnings.append(f"the new build lacks what the running one has: {' '.join(lost)}")
 
 
 async def stored_modules_are_placed(draft: Draft) -> None:
@@ -200,55 +198,40 @@ async def it_is_a_change(draft: Draft) -> NoChange | None:
 async def sockets_are_known(draft: Draft) -> None:
     """What the active master would hand on; the kernel knows, its configuration may be older."""
     draft.held = await _in_thread(partial(sockets.held_by, draft.active.master.pid))
-    if draft.held is None:
-        draft.warnings.append("the active master's sockets may not be looked at")
 
 
-async def unix_listeners_stay(draft: Draft) -> None:
-    """A new master removes the path of each inherited unix listener that it has no use for."""
-    if draft.held is None:
-        return
-    wanted = {listen.host for listen in draft.ready_config.listens if listen.kind.value == "unix"}
-    dropped = sorted(draft.held.unix_paths - wanted)
+async def nothing_else_changes(draft: Draft) -> None:
+    """The guards: what the candidate will read, against what the active generation runs."""
+    draft.read = await _in_thread(partial(read_of, draft.dump, draft.ready_config))
+    draft.read = await tls_files.look(draft.read, draft.active.read)
+    compared = Comparison(
+        candidate=draft.read,
+        running=draft.active.read,
+        build=draft.ready_build,
+        running_build=draft.running,
+        held=None if draft.held is None else draft.held.counts,
+        workers=draft.ready_config.expected_workers(online_cpus=_online_cpus()),
+        since=draft.active.since,
+        now=time.time(),
+        ours=str(draft.installation.probe_include or ""),
+    )
+    settings = draft.installation.guards
+    every = findings(compared, settings)
+    for found in bounded(every):
+        draft.warnings.append(found)
+        draft.installation.tell(found)
+    dropped = unix_listeners_dropped(compared)
     if dropped:
+        shown = ", ".join(f"{path}{where}" for path, where in dropped.items())
         raise Refusal(
             "unix_listener_dropped",
-            f"cannot upgrade: the configuration on disk no longer listens on {', '.join(dropped)},"
+            f"cannot upgrade: the configuration on disk no longer listens on {shown},"
             " and the new master would remove that socket under the running generation, where no"
             " rollback brings it back; reload first, or put the listener back",
         )
-
-
-async def dropped_addresses_are_told(draft: Draft) -> None:
-    """Not refused, since the old generation serves them until it leaves; but said."""
-    if draft.held is None:
-        return
-    wanted = {listen.address for listen in draft.ready_config.listens}
-    dropped = [
-        f"{host}:{port}"
-        for kind, host, port, transport in draft.held.counts
-        if kind.value != "unix" and (kind, host, port, transport) not in wanted
-    ]
-    if dropped:
-        draft.warnings.append(f"no longer listened on: {', '.join(sorted(dropped))}")
-
-
-async def reuseport_workers_stay(draft: Draft) -> None:
-    """One reuseport socket belongs to each worker: clients of one that has none hang."""
-    if draft.held is None:
-        return
-    workers = draft.ready_config.expected_workers(online_cpus=_online_cpus())
-    for listen in draft.ready_config.listens:
-        held = draft.held.counts.get(listen.address, 0)
-        is_ours = str(draft.installation.probe_include) == listen.file
-        if is_ours or not held or (held == 1 and not listen.reuseport) or held == workers:
-            continue
-        raise Refusal(
-            "reuseport_workers_changed",
-            f"cannot upgrade: {listen} has reuseport with {held} sockets, and the configuration on"
-            f" disk asks for {workers} workers; connections to the sockets without a worker would"
-            f" hang. Set worker_processes {held} for the upgrade and reload afterwards",
-        )
+    objection = refusal(every, settings)
+    if objection is not None:
+        raise objection
 
 
 async def new_addresses_are_free(draft: Draft) -> None:
@@ -306,9 +289,7 @@ CHECKS: tuple[Check, ...] = (
     Check("version", version_is_complete),
     Check("change", it_is_a_change),
     Check("sockets", sockets_are_known),
-    Check("unix_listeners", unix_listeners_stay),
-    Check("dropped_addresses", dropped_addresses_are_told),
-    Check("reuseport", reuseport_workers_stay),
+    Check("guards", nothing_else_changes),
     Check("addresses", new_addresses_are_free),
     Check("memory", memory_is_enough),
 )

@@ -6,6 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from supervisor.core.config_read import NOTHING_READ, ConfigRead
+from supervisor.core.guard_settings import DEFAULT_GUARDS, GuardSettings
+from supervisor.core.guards import Finding
 from supervisor.core.nginx_config import NginxConfig
 from supervisor.core.nginx_version import NginxBuild
 from supervisor.edges.pidfile import ProcessIdentity
@@ -36,6 +39,8 @@ class Installation:
     probe_include: Path | None  # its listeners come and go with upgrades
     announce: Callable[[], None]  # on record: files of the candidate are about to be on disk
     uid: int
+    guards: GuardSettings = DEFAULT_GUARDS
+    tell: Callable[[Finding], None] = lambda _: None  # at once, since a later check may refuse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +52,8 @@ class Active:
     pid_path: Path
     version_id: str | None
     env: tuple[str, ...]  # the `env` directives that it read: what USR2 passes on
+    read: ConfigRead | None = None  # the configuration that it runs; None: not known
+    since: float | None = None  # Unix seconds: that is not younger than this
     build: NginxBuild | None = None  # asked from its own executable where it is not known
 
 
@@ -65,8 +72,9 @@ class Draft:
     build: NginxBuild | None = None
     config: NginxConfig | None = None
     dump: str = ""
+    read: ConfigRead = NOTHING_READ
     held: HeldSockets | None = None
-    warnings: list[str] = field(default_factory=list)
+    warnings: list[Finding] = field(default_factory=list)
     undo: list[Callable[[], object]] = field(default_factory=list)  # newest last; they block
 
     @property

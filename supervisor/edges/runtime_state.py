@@ -2,15 +2,20 @@
 
 A pid alone names nobody: pids are used again. A record is therefore a pid with its start time in
 clock ticks since boot (proc(5), field 22) and the boot that it belongs to.
+
+What each of them has read is in a file of its own: it may be large, and is not needed to adopt
+anybody.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
+from supervisor.core.config_read import ConfigRead, from_data, to_data
 from supervisor.edges.files import (
     REAL_DISK,
     Disk,
@@ -22,6 +27,7 @@ from supervisor.edges.files import (
 
 _FORMAT = 1
 _LARGEST = 2**20
+_LARGEST_CONFIGURATIONS = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +61,7 @@ class RuntimeState:
 
     def __init__(self, directory: Path, *, disk: Disk = REAL_DISK) -> None:
         self.path = directory / "masters.json"
+        self.configurations = ConfigurationRecord(directory, disk=disk)
         self._disk = disk
 
     def save(self, masters: Iterable[KnownMaster]) -> None:
@@ -90,3 +97,65 @@ def _master(values: object) -> KnownMaster:
         raise TypeError("environment is not directives")
     known = {each.name: values[each.name] for each in fields(KnownMaster)}
     return KnownMaster(**{**known, "environment": tuple(values["environment"])})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownConfiguration:
+    """What one master has read, and the start times of the workers that ran it then.
+
+    Workers that are all others mean that it was reloaded since, and that this is of no use.
+    """
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+    workers: tuple[int, ...]
+    read: ConfigRead
+
+
+class ConfigurationRecord:
+    """The file `directory`/configurations.json; replaced as a whole. The methods block."""
+
+    def __init__(self, directory: Path, *, disk: Disk = REAL_DISK) -> None:
+        self.path = directory / "configurations.json"
+        self._disk = disk
+        self._written: tuple[KnownConfiguration, ...] | None = None
+
+    def save(self, known: Iterable[KnownConfiguration]) -> None:
+        """`known` is on record when this returns, and nothing else. Raises as the journal does."""
+        wanted = tuple(known)
+        if wanted == self._written:
+            return
+        content = {
+            "v": _FORMAT,
+            "configurations": [
+                {
+                    "pid": one.pid, "start_ticks": one.start_ticks, "boot_id": one.boot_id,
+                    "workers": list(one.workers), "read": to_data(one.read),
+                }
+                for one in wanted
+            ],
+        }  # fmt: skip
+        with storing("record what nginx has read", self.path):
+            write_atomically(self._disk, self.path, json.dumps(content).encode() + b"\n")
+        self._written = wanted
+
+    def load(self) -> tuple[KnownConfiguration, ...]:
+        """What is on record; nothing where that cannot be used: it is then not known."""
+        try:
+            content = parse_json(read_regular(self.path, limit=_LARGEST_CONFIGURATIONS))
+            if not isinstance(content, dict) or content.get("v") != _FORMAT:
+                return ()
+            return tuple(_configuration(one) for one in content["configurations"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+            return ()
+
+
+def _configuration(values: Mapping[str, Any]) -> KnownConfiguration:
+    return KnownConfiguration(
+        pid=int(values["pid"]),
+        start_ticks=int(values["start_ticks"]),
+        boot_id=str(values["boot_id"]),
+        workers=tuple(int(one) for one in values["workers"]),
+        read=from_data(values["read"]),
+    )

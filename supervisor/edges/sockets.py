@@ -94,7 +94,7 @@ def _addresses_by_duplicating(pid: int) -> Iterator[Address]:
             if not is_socket:
                 continue
             with socket.socket(fileno=linux.take_fd(pidfd, int(name))) as duplicate:
-                address = listening_address(duplicate)
+                address = listening_address(duplicate) or _unix_datagram(duplicate)
             if address is not None:
                 yield address
     finally:
@@ -115,6 +115,15 @@ def listening_address(found: socket.socket) -> Address | None:
         return None
     kind = AddressKind.TCP6 if found.family == socket.AF_INET6 else AddressKind.TCP
     return kind, name[0], name[1], Transport.UDP if is_datagram else Transport.TCP
+
+
+def _unix_datagram(found: socket.socket) -> Address | None:
+    """What a `listen unix:PATH udp` is bound to; a client's socket (syslog) has no name."""
+    if found.family != socket.AF_UNIX or found.type != socket.SOCK_DGRAM:
+        return None
+    name = found.getsockname()
+    is_path = isinstance(name, str) and bool(name)
+    return (AddressKind.UNIX, name, 0, Transport.UDP) if is_path else None
 
 
 def unix_paths(fds: Iterable[int]) -> frozenset[str]:

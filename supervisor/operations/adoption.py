@@ -23,6 +23,7 @@ from supervisor.edges.placing import sha256_of
 from supervisor.edges.process import Process
 from supervisor.edges.runtime_state import KnownMaster
 from supervisor.operations.facts import Facts, environment
+from supervisor.operations.reading import believed
 from supervisor.operations.world import World
 
 _BYSTANDER = "bystander"  # on record: a retiring one that nobody has told to leave
@@ -137,6 +138,7 @@ async def take_in(world: World, process: Process, facts: Facts | None, *, good: 
         output=Capture.reattach(process.pid), ready=True,
     )  # fmt: skip
     generation.look()
+    generation.program = replace(generation.program, read=believed(generation))
     world.join(generation)
     world.log.info("generation.adopted", generation=f"g{generation.id}", pid=process.pid)
     return generation

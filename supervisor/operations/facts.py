@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trio
 
+from supervisor.core.config_read import ConfigRead, read_of
 from supervisor.core.errors import Refusal, SupervisorError
 from supervisor.core.nginx_config import (
     NginxConfig,
@@ -27,6 +28,7 @@ from supervisor.edges.generation import Generation, Program
 from supervisor.edges.nginx_binary import dump_config, upgrade_environment, version_of
 from supervisor.edges.old_files import with_old_files
 from supervisor.edges.pidfile import remove_empty
+from supervisor.edges.tls_files import identified_in_time
 from supervisor.operations.keeping import loaded_modules, secure
 from supervisor.operations.world import EnvSeen, FactsSeen, World, files_identity, files_signature
 
@@ -45,6 +47,7 @@ class Facts:
     signature: tuple[tuple[int, ...], ...]  # of these files
     pid_path: str
     workers: int
+    read: ConfigRead | None = None  # with the files of TLS as they were then
 
     @property
     def modules(self) -> dict[str, Path]:
@@ -61,7 +64,7 @@ class Facts:
         return replace(
             program, workers=self.workers, pid_path=self.pid_path,
             config_files=self.files, environment=self.config.env,
-            config_signature=self.signature,
+            config_signature=self.signature, read=self.read,
         )  # fmt: skip
 
 
@@ -114,7 +117,9 @@ async def facts_on_disk(world: World) -> Facts:
     """
     seen = facts_unchanged(world)
     if seen is not None:
-        return seen.facts
+        # Certificates are no part of the signature: nginx reads them now, as they are now.
+        read = seen.facts.read
+        return replace(seen.facts, read=read and await identified_in_time(read))
     world.facts_seen = None
     binary, argv = world.settings.nginx.binary, settings_argv(world)
     asked = _how_asked(world)
@@ -189,9 +194,11 @@ async def _read(
     program, arguments = Path(binary), argv
     if old_files:
         program, arguments = with_old_files((binary, *argv), old_files)
-    config, _ = await dump_config(program, arguments, env)
+    config, dump = await dump_config(program, arguments, env)
     config = effective(config, parse_globals(settings.globals or ""))
-    facts = facts_of(world, build, config)
+    noted = await trio.to_thread.run_sync(read_of, dump, config)
+    read = await identified_in_time(noted)
+    facts = facts_of(world, build, config, read)
     await trio.to_thread.run_sync(remove_empty, Path(facts.pid_path))
     return facts
 
@@ -266,7 +273,9 @@ def _of_running(refusal: Refusal, pid: int) -> Refusal:
     return Refusal(refusal.reason, told.replace(sys.executable, f"the program of process {pid}"))
 
 
-def facts_of(world: World, build: NginxBuild, config: NginxConfig) -> Facts:
+def facts_of(
+    world: World, build: NginxBuild, config: NginxConfig, read: ConfigRead | None
+) -> Facts:
     """The facts that follow from a build and the configuration that it would run."""
     prefix = world.settings.nginx.prefix
     placed = build.at_prefix(prefix)
@@ -279,4 +288,5 @@ def facts_of(world: World, build: NginxBuild, config: NginxConfig) -> Facts:
         signature=files_signature(files),
         pid_path=under_prefix(config.pid or placed.pid_path, placed.prefix),
         workers=config.expected_workers(online_cpus=_online_cpus()),
+        read=read,
     )

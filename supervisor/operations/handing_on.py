@@ -8,9 +8,11 @@ with how far it was read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from supervisor.core import config_read
+from supervisor.core.config_read import ConfigRead
 from supervisor.core.errors import OperationFailed, SupervisorError
 from supervisor.edges.capture import Capture
 from supervisor.edges.generation import Generation, Program, Role
@@ -42,7 +44,7 @@ def give(world: World) -> Parcel:
         "pid_path": world.pid_path,
         "sessions": sorted(world.sessions),
         "reapers": sorted(world.reapers),
-        "last_program": None if world.last_program is None else asdict(world.last_program),
+        "last_program": _program_to_data(world.last_program, with_read=False),
         "last_identity": world.last_identity,
         "unwritten": world.unwritten,
     }
@@ -115,7 +117,7 @@ def _generation_to_data(one: Generation) -> dict[str, object]:
         "id": one.id,
         "role": one.role.value,
         "master": _process_to_data(one.master),
-        "program": asdict(one.program),
+        "program": _program_to_data(one.program),
         "output": None if one.output is None else one.output.fd,
         "workers": [_process_to_data(process) for process in one.workers.values()],
         "exit": None if one.exit is None else [one.exit.code, one.exit.signal],
@@ -158,6 +160,22 @@ def _process(data: Any) -> Process:
     return Process(pid, pidfd, start)
 
 
+def _program_to_data(program: Program | None, *, with_read: bool = True) -> Any:
+    if program is None:
+        return None
+    read = program.read if with_read else None
+    plain = asdict(replace(program, read=None))
+    return {**plain, "read": None if read is None else config_read.to_data(read)}
+
+
+def _read_from(data: Any) -> ConfigRead | None:
+    """Of another version of this program perhaps: nobody needs it to go on."""
+    try:
+        return None if data is None else config_read.from_data(data)
+    except (LookupError, TypeError, ValueError, AttributeError):
+        return None
+
+
 def _program(data: Mapping[str, Any]) -> Program:
     return Program(
         **{
@@ -165,6 +183,7 @@ def _program(data: Mapping[str, Any]) -> Program:
             "environment": tuple(data["environment"]),
             "config_files": tuple(data["config_files"]),
             "config_signature": tuple(tuple(one) for one in data["config_signature"]),
+            "read": _read_from(data.get("read")),
         }
     )
 
@@ -183,8 +202,9 @@ def run_to_data(run: UpgradeRun) -> dict[str, object]:
     problem = run.not_settled
     return {
         **{name: getattr(run, name) for name in _PLAIN},
+        "warnings": run.warnings,
         "stored": None if run.stored is None else run.stored.id,
-        "program": None if run.program is None else asdict(run.program),
+        "program": _program_to_data(run.program),
         "not_settled": None if problem is None else [problem.reason, problem.detail],
         "usr2_children": sorted(run.usr2_children),
         "winch_workers": None if run.winch_workers is None else sorted(run.winch_workers),
@@ -197,6 +217,7 @@ def _run_from_data(world: World, data: Mapping[str, Any]) -> UpgradeRun:
     installed = data["installed_file"]
     run = UpgradeRun(
         **{name: data[name] for name in _PLAIN},
+        warnings=[dict(one) for one in data.get("warnings", ())],
         stored=None if data["stored"] is None else world.store.get(data["stored"]),
         program=None if data["program"] is None else _program(data["program"]),
         not_settled=None if problem is None else _problem(*problem),

@@ -12,6 +12,7 @@ import trio
 from supervisor.core import commands
 from supervisor.core.errors import Refusal
 from supervisor.core.events import Succeeded
+from supervisor.core.guards import Finding, Severity
 from supervisor.core.model import Phase
 from supervisor.core.nginx_config import effective, parse_globals
 from supervisor.edges.generation import Generation, Program
@@ -28,6 +29,7 @@ from supervisor.operations.facts import (
 )
 from supervisor.operations.keeping import secure
 from supervisor.operations.pidfiles import restore_lost_pid_file
+from supervisor.operations.reading import workers_since
 from supervisor.operations.unrecorded import expect_no_bystander
 from supervisor.operations.world import UpgradeRun, World
 
@@ -54,8 +56,6 @@ async def prepare(world: World, command: commands.Command) -> Succeeded:
         run.to_version = plan.version
         return Succeeded(nothing_to_do=True, note=f"{plan.version} runs already; nothing changed")
     run.plan, run.stored, run.to_version = plan, plan.stored, plan.build.version
-    for warning in plan.warnings:
-        world.log.warning("preflight.warning", detail=warning)
     if isinstance(command, commands.Upgrade) and command.dry_run:
         was = active.program.version
         note = f"would upgrade from {was} to {plan.build.version}; nothing was changed"
@@ -63,7 +63,7 @@ async def prepare(world: World, command: commands.Command) -> Succeeded:
     if world.settings.probes:
         facts = await _open_probe_listener(world, run, plan, active)
     else:  # nobody would ask there
-        facts = facts_of(world, plan.build, plan.config)
+        facts = facts_of(world, plan.build, plan.config, plan.read)
     program = Program(
         version=plan.build.version, sha256=plan.stored.sha256,
         path=world.settings.nginx.binary, stored=plan.stored.id,
@@ -129,7 +129,19 @@ def _installation(world: World, run: UpgradeRun) -> Installation:
         probe_include=Path(world.settings.probe_listener.include_file),
         announce=announce,
         uid=os.geteuid(),
+        guards=world.settings.guards,
+        tell=partial(_tell, world, run),
     )
+
+
+def _tell(world: World, run: UpgradeRun, found: Finding) -> None:
+    """In the log, to whoever waits, and kept for the verdict."""
+    told = found.to_data()
+    run.warnings.append(told)
+    is_warning = found.severity is Severity.WARNING
+    log = world.log.warning if is_warning else world.log.info
+    log("preflight.warning" if is_warning else "preflight.note", upgrade_id=run.id, **told)
+    world.progress({"event": "warning", "upgrade_id": run.id, **told})
 
 
 def _active(world: World, active: Generation) -> Active:
@@ -139,6 +151,8 @@ def _active(world: World, active: Generation) -> Active:
         pid_path=Path(active.program.pid_path or world.pid_path),
         version_id=active.program.stored,
         env=active.program.environment,
+        read=active.program.read,
+        since=workers_since(active),
     )
 
 
@@ -162,7 +176,7 @@ async def _open_probe_listener(
     except Refusal as exc:
         run.include_written = False
         world.log.warning("probe_listener.unavailable", reason=exc.reason, detail=exc.detail)
-        return facts_of(world, plan.build, plan.config)
+        return facts_of(world, plan.build, plan.config, plan.read)
     handed_on = environment(world, active.program.environment)
     test = partial(dump_config, plan.staged.path, settings_argv(world), handed_on)
     try:
@@ -195,4 +209,4 @@ async def _open_probe_listener(
             detail=f"no server block includes {world.settings.probe_listener.include_file}; the "
             "canary cannot be observed, and probes count from the shift on",
         )
-    return facts_of(world, plan.build, config)
+    return facts_of(world, plan.build, config, replace(plan.read, listens=config.listens))

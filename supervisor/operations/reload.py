@@ -14,6 +14,7 @@ from supervisor.edges.generation import Generation, Program
 from supervisor.edges.pulse import Pulse
 from supervisor.operations.facts import Facts, facts_of_running, passed_on
 from supervisor.operations.foreign import expect_no_foreign_upgrade
+from supervisor.operations.reading import believed
 from supervisor.operations.world import POLL, World
 
 RELOAD_LIMIT = 30.0
@@ -54,6 +55,7 @@ async def learn_reload(world: World, generation: Generation) -> None:
             return  # what happens now sees to it
         _accept(world, facts)
         await _adopt_facts(world, generation, facts)
+        generation.program = replace(generation.program, read=believed(generation))
     except SupervisorError as exc:
         world.log.warning(
             "generation.foreign_reload", generation=name, reason=exc.reason,
@@ -81,6 +83,8 @@ async def _reload(world: World, active: Generation, facts: Facts | None) -> tupl
         active.accepted = brood.accepting  # so that it is nobody else's doing
         if facts is not None:
             await _adopt_facts(world, active, facts)
+        else:
+            active.program = replace(active.program, read=None)
         return "reloaded", f"{len(fresh)} workers run the configuration as it is on disk"
     raise OperationFailed(
         "reload_ignored",

@@ -110,6 +110,7 @@ class UpgradeRun:
     tls_port: int | None = None  # ... that speaks TLS
     judged: bool = False
     hasten: bool = False
+    warnings: list[dict[str, str]] = field(default_factory=list)  # by the guards
     placing: bool = False  # the candidate's modules are put in place, to test it with them
 
     def known(self) -> dict[str, object]:
@@ -170,6 +171,8 @@ class World:
     last_program: Program | None = None  # of the generation that served last
     env_seen: EnvSeen | None = None
     facts_seen: FactsSeen | None = None
+    progress: Callable[[dict[str, object]], None] = lambda _: None
+    """Tell everyone who waits for the running upgrade."""
     remember: Callable[[], None] = lambda: None
     """Have the masters put on record, since one of them is another by now."""
     predecessor: str = "the supervisor died"

@@ -350,6 +350,7 @@ def test_listen_options() -> None:
         reuseport=True,
         ssl=True,
         binds=True,
+        quic=True,
         section="http",
         file="f",
     )
@@ -357,3 +358,17 @@ def test_listen_options() -> None:
     assert listen.address == (AddressKind.TCP6, "::", 443, Transport.UDP)
     assert str(listen) == "[::]:443/udp"
     assert parse_listen((), section="http", file="f") == ()
+
+
+@pytest.mark.parametrize(
+    ("written", "host"),
+    [
+        ("[0:0::1]:80", "::1"),
+        ("[FE80::01]:80", "fe80::1"),
+        ("[::ffff:127.0.0.1]:80", "::ffff:127.0.0.1"),
+        ("[nonsense]:80", "nonsense"),
+    ],
+)
+def test_an_address_is_spelled_as_the_kernel_does(written: str, host: str) -> None:
+    (listen,) = parse_listen((written,), section="http", file="f", line=3)
+    assert (listen.host, listen.line) == (host, 3)

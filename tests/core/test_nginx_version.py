@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.core.nginx_version import NginxBuild, lost_modules, module_of_error, parse_build
+from supervisor.core.nginx_version import (
+    NginxBuild,
+    lost_modules,
+    module_of_error,
+    option_of_directive,
+    parse_build,
+)
 
 DEBIAN = """\
 nginx version: nginx/1.22.1 (Ubuntu)
@@ -86,6 +92,43 @@ def test_lost_modules() -> None:
         "--without-http_scgi_module",
     )
     assert lost_modules(running, running) == ()
+
+
+@pytest.mark.parametrize(
+    ("said", "library", "names"),
+    [
+        (
+            "built with OpenSSL 3.0.19 27 Jan 2026\nTLS SNI support enabled\n",
+            "OpenSSL 3.0.19",
+            True,
+        ),
+        ("built with OpenSSL 3.0.1 (running with OpenSSL 3.0.2)\n", "OpenSSL 3.0.1", False),
+        ("built with LibreSSL 3.8.2\nTLS SNI support disabled\n", "LibreSSL 3.8.2", False),
+        ("", "", False),
+    ],
+)
+def test_the_tls_library(said: str, library: str, *, names: bool) -> None:
+    build = parse_build(f"nginx version: nginx/1.2.3\n{said}configure arguments: --x")
+    assert build is not None
+    assert (build.tls_library, build.tls_names) == (library, names)
+
+
+@pytest.mark.parametrize(
+    ("directive", "section", "option"),
+    [
+        ("stub_status", "http", "--with-http_stub_status_module"),
+        ("ssl_certificate", "http", "--with-http_ssl_module"),
+        ("ssl_certificate", "stream", "--with-stream_ssl_module"),
+        ("ssl_preread", "stream", "--with-stream_ssl_preread_module"),
+        ("set_real_ip_from", "stream", "--with-stream_realip_module"),
+        ("ssl", "mail", "--with-mail_ssl_module"),
+        ("secure_link", "mail", None),
+        ("brotli", "http", None),
+        ("stream", "", "--with-stream"),
+    ],
+)
+def test_what_a_directive_takes(directive: str, section: str, option: str | None) -> None:
+    assert option_of_directive(directive, section=section) == option
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from supervisor.core.errors import Refusal
+from supervisor.core.guards import Severity
 from supervisor.core.nginx_listen import Listen, parse_listen
 from supervisor.edges import pidfile, preflight_checks, sockets
 from supervisor.edges.files import RealDisk
@@ -369,7 +370,11 @@ async def test_a_tcp_listener_that_goes_is_a_warning(
     nginx.configure(listen=f"listen 127.0.0.1:{free_port()};")
     plan = await ask(nginx, store, Request(binary=offered))
     assert isinstance(plan, Plan)
-    assert plan.warnings == (f"no longer listened on: 127.0.0.1:{nginx.port}",)
+    dropped, added = plan.warnings
+    assert dropped.severity is Severity.WARNING
+    assert dropped.detail.startswith(f"127.0.0.1:{nginx.port} is no longer listened on: ")
+    assert added.severity is Severity.NOTE
+    assert f"({nginx.config}:6)" in added.detail
 
 
 async def test_a_unix_listener_that_goes(

@@ -5,7 +5,8 @@
 - `settings`: the TOML of the supervisor's own configuration.
 - `records`: journal, history and known masters, as a disk may give them back.
 - `error_log`: pieces of nginx's error log, and datagrams to the supervisor's syslog socket.
-- `texts`: what `nginx -T` and `nginx -V` print, and the head of a file that may be an executable.
+- `texts`: what `nginx -T` and `nginx -V` print, the head of a file that may be an executable, and
+  files that may be certificates.
 
 They need nothing but the standard library besides what the supervisor needs: a coverage-guided
 fuzzer (`tests.fuzz.guided`), hypothesis, and the corpus of what was found all call these.
@@ -27,8 +28,9 @@ import trio.testing
 
 import supervisor
 from supervisor import wire
-from supervisor.core import commands
+from supervisor.core import commands, config_read
 from supervisor.core.access import NO_ID, Kind, Role, Who, grants_of
+from supervisor.core.certificate import certificates_in, parse_certificate
 from supervisor.core.duration import LONGEST
 from supervisor.core.elf import Architecture, architecture_of, check_executable
 from supervisor.core.error_log import KIND, TEXT, kind_of, parse_datagram, parse_line, severe
@@ -363,8 +365,9 @@ def records_target(data: bytes) -> None:
     text = choices.rest()
     assert isinstance(decode_line(text), tuple | str)
     with TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
-        for name in ("masters.json", "journal.jsonl", "history.jsonl"):
+        for name in ("masters.json", "configurations.json", "journal.jsonl", "history.jsonl"):
             Path(folder, name).write_bytes(text)
+        RuntimeState(Path(folder)).configurations.load()
         known = RuntimeState(Path(folder)).load()
         assert known.masters or known.note or b"[]" in text.replace(b" ", b"")
         assert all(isinstance(one, dict) for one in History(Path(folder)).entries())
@@ -378,7 +381,7 @@ def records_target(data: bytes) -> None:
 def texts_target(data: bytes) -> None:
     """What nginx prints, and the head of any file, can be looked at without an accident."""
     choices = Choices(data)
-    kind = choices.number(4)
+    kind = choices.number(5)
     raw = choices.rest()
     text = raw.decode("utf-8", "surrogateescape")
     match kind:
@@ -392,8 +395,15 @@ def texts_target(data: bytes) -> None:
             config = effective(parse_dump("# configuration file /a:\n" + text), parse_globals(text))
             assert config.expected_workers(online_cpus=2) >= 0
             folders_of(config)
+        case 3:
+            parse_certificate(raw)
+            for der in certificates_in(raw):
+                parse_certificate(der)
         case _:
-            server_blocks("# configuration file /a:\nhttp {\n" + text)
+            dump = "# configuration file /a:\nhttp {\n" + text
+            server_blocks(dump)
+            read = config_read.read_of(dump, parse_dump(dump))
+            assert config_read.from_data(config_read.to_data(read)) == read
 
 
 # --- error logs ---------------------------------------------------------------------------------
