@@ -188,6 +188,8 @@ def module_of_error(line: str) -> str | None:
     """
     if match := _REQUIRES.search(line):
         return "--with-" + match[1].removeprefix("ngx_")
+    if 'invalid parameter "quic"' in line:  # of a version that has never heard of it
+        return "--with-http_v3_module"
     match = _UNKNOWN_DIRECTIVE.search(line)
     if match is None:
         return None

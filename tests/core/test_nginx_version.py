@@ -140,6 +140,7 @@ def test_what_a_directive_takes(directive: str, section: str, option: str | None
         ),
         ('unknown directive "ssl_certificate" in /c:1', "--with-http_ssl_module"),
         ('unknown directive "brotli" in /c:1', "directive brotli"),
+        ('invalid parameter "quic" in /c:1', "--with-http_v3_module"),
         (
             'the "ssl" parameter requires ngx_http_ssl_module in /c:1',
             "--with-http_ssl_module",

@@ -11,11 +11,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from supervisor.core.config_read import ConfigRead
 from supervisor.core.errors import Refusal
 from supervisor.edges import journal as journal_module
 from supervisor.edges.files import RealDisk
 from supervisor.edges.journal import History, Journal, JournalContents, decode_line, encode_line
-from supervisor.edges.runtime_state import KnownMaster, RuntimeContents, RuntimeState
+from supervisor.edges.runtime_state import (
+    ConfigurationRecord,
+    KnownConfiguration,
+    KnownMaster,
+    RuntimeContents,
+    RuntimeState,
+)
 
 
 def journal_at(tmp_path: Path, disk: RealDisk | None = None) -> Journal:
@@ -302,3 +309,39 @@ def test_an_unusable_record_is_a_note(tmp_path: Path, content: str) -> None:
     contents = state.load()
     assert contents.masters == ()
     assert str(state.path) in contents.note
+
+
+def test_configurations_on_record(tmp_path: Path) -> None:
+    record = ConfigurationRecord(tmp_path)
+    assert record.load() == ()
+    known = KnownConfiguration(
+        pid=1, start_ticks=2, boot_id="b", workers=(3, 4), read=ConfigRead(user=("www",))
+    )
+    record.save([known])
+    assert ConfigurationRecord(tmp_path).load() == (known,)
+    before = record.path.stat().st_ino
+    record.save([known])
+    assert record.path.stat().st_ino == before  # nothing new is not written
+    record.save([])
+    assert record.load() == ()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "[" * 100_000,
+        '{"v": 2}',
+        '{"v": 1}',
+        '{"v": 1, "configurations": 1}',
+        '{"v": 1, "configurations": [1]}',
+        '{"v": 1, "configurations": [{"pid": 1}]}',
+        '{"v": 1, "configurations": [{"pid": 1, "start_ticks": 2, "boot_id": "b", "workers": [],'
+        ' "read": []}]}',
+    ],
+)
+def test_an_unusable_record_of_configurations_is_none(tmp_path: Path, content: str) -> None:
+    record = ConfigurationRecord(tmp_path)
+    record.path.write_text(content)
+    assert record.load() == ()
