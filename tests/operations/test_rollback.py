@@ -186,10 +186,11 @@ async def test_a_true_reload_in_a_rollback_does_not_open_the_probe_listener(
     async with lab(oldest) as made:
         await made.start()
         run = made.offer(newest.path, newest.version)
-        run.ports = made.world.listener.choose_ports(())
+        ports = made.world.listener.choose_ports(())
+        run.port = ports.plain
         run.include_text = made.world.listener.text()
         run.include_written = True
-        made.world.listener.write(run.ports)
+        made.world.listener.write(ports)
         await spawn.spawn(made.world)
         old = made.world.active
         assert old is not None
@@ -209,9 +210,9 @@ def _listens_on_probe_port(made: Lab) -> bool:
     active = made.world.active
     assert active is not None
     assert made.world.run is not None
-    ports = made.world.run.ports
-    assert ports is not None
-    listening = socket_owners.listening_inodes(ports.plain)
+    port = made.world.run.port
+    assert port is not None
+    listening = socket_owners.listening_inodes(port)
     return bool(listening & socket_owners.inodes_of(active.master.pid))
 
 
