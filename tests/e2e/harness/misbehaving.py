@@ -198,14 +198,9 @@ def _options(site: Site) -> Options:
         listen {SECOND}:{second_port(site)};
         location / {{ return 200 "ok\\n"; }}
     }}
-    server {{
-        listen 127.0.0.1:{https_port(site)} ssl http2;
-        server_name {NAME};
-        location / {{ return 200 "ok\\n"; }}
-        location = /version {{ return 200 "$nginx_version\\n"; }}
-    }}
     """
     server = f"""
+        listen 127.0.0.1:{https_port(site)} ssl http2;
         location = /old {{ return 301 {REDIRECT}; }}
         location = /cached {{ proxy_cache pages; proxy_pass http://{BACKEND[:-1]}4:{backend}; }}
         location = /unprobed {{ proxy_pass http://{BACKEND}:{backend}; }}
