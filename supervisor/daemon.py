@@ -47,12 +47,13 @@ from supervisor.effects import NginxEffects
 from supervisor.engine import Engine
 from supervisor.evidence import Evidence
 from supervisor.inheritance import Estate, register, take_over
+from supervisor.log_watch import LogWatch
 from supervisor.operations.world import Generations, World
 from supervisor.reconfigure import reconfigure, restart_policy_of, rules_of
 from supervisor.snapshot import version
 from supervisor.succession import Succession
 from supervisor.verdicts import utc_now
-from supervisor.watch import watch
+from supervisor.watch import Sighting, watch
 
 DESCRIPTION = """\
 Owns an nginx master: keeps it running, upgrades its binary under live traffic, and brings the old
@@ -130,6 +131,8 @@ def missing_folders(settings: Settings) -> list[str]:
         "the control socket": Path(settings.control.socket).parent,
         "the probe listener's file": Path(settings.probe_listener.include_file).parent,
     }
+    if settings.syslog.socket is not None:
+        needed["the syslog socket"] = Path(settings.syslog.socket).parent
     return [
         f"the folder {folder} of {what} is missing; make it before the start, or let the unit"
         " file do so (RuntimeDirectory=)"
@@ -200,6 +203,7 @@ class Parts:
     prober: Prober
     backend: Backend
     notifier: Notifier
+    log_watch: LogWatch
     gate: Gate
     estate: Estate
 
@@ -217,6 +221,7 @@ async def run(config: Path, settings: Settings, tap: LogTap, hand_over: HandOver
             await nursery.start(_serve_control, settings.control, parts)
             nursery.start_soon(parts.gate.take, settings.control)
             await nursery.start(parts.prober.run)
+            await nursery.start(parts.log_watch.run)
             nursery.start_soon(parts.effects.keep_record)
             if parts.backend.replaced is None:
                 log.info(
@@ -260,8 +265,12 @@ def build(
     notifier = Notifier.from_environment()
     program = OwnProgram.of_this_process(config)
 
+    def see(sighting: Sighting) -> None:
+        log_watch.look()
+        evidence.see(sighting)
+
     def watch_generation(generation: Generation) -> None:
-        nursery.start_soon(watch, world, generation, evidence.see, engine.post)
+        nursery.start_soon(watch, world, generation, see, engine.post)
 
     world = World(
         settings=settings,
@@ -292,6 +301,8 @@ def build(
         progress=lambda reply: engine.progress(reply),
         revive=lambda: nursery.start_soon(reload_to_revive, engine, log),
     )
+    log_watch = LogWatch(world, evidence.signal, hand_over)
+    world.look_at_logs, world.hear_output = log_watch.look, log_watch.hear_output
     effects = NginxEffects(world, evidence, history, runtime, notifier)
     world.progress = lambda reply: engine.progress(reply)
     engine = Engine(
@@ -317,8 +328,8 @@ def build(
     )  # fmt: skip
     return Parts(
         world=world, engine=engine, effects=effects, evidence=evidence, prober=prober,
-        backend=backend, notifier=notifier, gate=Gate(settings.control, own_uid=os.getuid()),
-        estate=estate,
+        backend=backend, notifier=notifier, log_watch=log_watch,
+        gate=Gate(settings.control, own_uid=os.getuid()), estate=estate,
     )  # fmt: skip
 
 

@@ -30,10 +30,11 @@ _FIXED: tuple[tuple[str, Callable[[Settings], object]], ...] = (
     ("nginx.inherit_variable", lambda one: one.nginx.inherit_variable),
     ("control.socket", lambda one: one.control.socket),
     ("[state]", lambda one: one.state),
+    ("[syslog]", lambda one: one.syslog),
     ("[log]", lambda one: one.log),
 )
 """What a running master or this process was started with: it cannot change under either."""
-_OF_THE_PROCESS = ("control.socket", "[log]")
+_OF_THE_PROCESS = ("control.socket", "[syslog]", "[log]")
 """Those of them that are free for a program that takes this one's place."""
 
 

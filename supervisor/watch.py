@@ -278,5 +278,6 @@ def _tell_lost(world: World, lost: int) -> None:
 
 
 def _tell_lines(world: World, lines: list[str]) -> None:
+    world.hear_output(lines)
     for line in lines:
         world.log.info("nginx.output", line=line[:LINE])

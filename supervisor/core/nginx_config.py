@@ -52,7 +52,7 @@ class NginxConfig:
     env: tuple[str, ...] = ()  # NAME or NAME=value
     listens: tuple[Listen, ...] = ()
     worker_shutdown_timeout: float | None = None  # seconds
-    error_logs: tuple[str, ...] = ()  # the first argument of each in the main context
+    error_logs: tuple[str, ...] = ()  # the first argument of each, in whatever context
     lock_file: str | None = None
     include_patterns: tuple[str, ...] = ()  # absolute, of includes in main, http and server blocks
     problems: tuple[str, ...] = field(default=(), compare=False)
@@ -129,6 +129,15 @@ def _split(text: str) -> dict[str, str]:
     return dict(zip(pieces[1::2], pieces[2::2], strict=True))
 
 
+def _error_logs(directives: Iterable[Directive]) -> Iterator[str]:
+    """Where these write errors; a server block, or a location, may have a log of its own."""
+    for directive in directives:
+        if directive.block is not None:
+            yield from _error_logs(directive.block)
+        elif directive.name == "error_log" and directive.arguments:
+            yield directive.arguments[0]
+
+
 def _matches(path: str, pattern: str) -> bool:
     """glob(3): `*` and `?` stay within one component and match no leading dot."""
     names, patterns = path.split("/"), pattern.split("/")
@@ -156,6 +165,8 @@ class _Reading:
                 self._section(directive.name, directive.block, file)
             elif not _MAIN.get(directive.name, _not_ours)(self, directive.arguments):
                 self._odd(directive, file)
+        logs = (one for name in self._texts for one in _error_logs(self._directives(name)))
+        self.change(error_logs=tuple(dict.fromkeys(logs)))
 
     def change(self, **facts: object) -> bool:
         """Keeps facts; True, so that a handler can end with it."""
@@ -292,6 +303,5 @@ _MAIN: dict[str, _Handler] = {
     "load_module": _collected("load_modules"),
     "env": _collected("env"),
     "worker_shutdown_timeout": _worker_shutdown_timeout,
-    "error_log": _collected("error_logs"),
     "lock_file": _text("lock_file"),
 }

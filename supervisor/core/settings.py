@@ -38,6 +38,7 @@ __all__ = [
     "Settings",
     "StateSettings",
     "StopSettings",
+    "SyslogSettings",
     "TcpProbe",
     "TriggerSettings",
     "UpgradeSettings",
@@ -142,6 +143,14 @@ class StopSettings:
     kill_timeout: float = 5.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyslogSettings:
+    """A socket of the supervisor's own for `error_log syslog:server=unix:SOCKET`."""
+
+    socket: str | None = None  # None: there is none
+    mode: int = 0o600
+
+
 class LogFormat(Enum):
     """How a log line looks."""
 
@@ -180,6 +189,7 @@ class Settings:
     stop: StopSettings = StopSettings()
     triggers: TriggerSettings = DEFAULT_TRIGGERS
     guards: GuardSettings = DEFAULT_GUARDS
+    syslog: SyslogSettings = SyslogSettings()
     log: LogSettings = LogSettings()
     probes: tuple[ProbeSettings, ...] = ()
 
@@ -187,7 +197,7 @@ class Settings:
 _TABLES = frozenset(
     {
         "nginx", "control", "state", "probe_listener", "upgrade", "restart", "stop", "triggers",
-        "guards", "log",
+        "guards", "syslog", "log",
     }
 )  # fmt: skip
 
@@ -209,6 +219,7 @@ def parse_settings(table: Mapping[str, object]) -> Settings:
         stop=_parse_stop(tables["stop"]),
         triggers=parse_triggers(tables["triggers"]),
         guards=parse_guards(tables["guards"]),
+        syslog=_parse_syslog(tables["syslog"]),
         log=_parse_log(tables["log"]),
         probes=_parse_probes(table.get("probe", [])),
     )
@@ -392,6 +403,14 @@ def _parse_stop(table: Table) -> StopSettings:
         quit_timeout=table.duration("quit_timeout", default.quit_timeout),
         term_timeout=table.duration("term_timeout", default.term_timeout),
         kill_timeout=table.duration("kill_timeout", default.kill_timeout, positive=True),
+    )
+
+
+def _parse_syslog(table: Table) -> SyslogSettings:
+    default = SyslogSettings()
+    return SyslogSettings(
+        socket=table.socket_path("socket") if table.has("socket") else None,
+        mode=table.file_mode("mode", default.mode),
     )
 
 

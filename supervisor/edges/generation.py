@@ -38,6 +38,7 @@ class Program:
     config_files: tuple[str, ...] = ()
     config_signature: tuple[tuple[int, ...], ...] = ()
     read: ConfigRead | None = None  # what the guards of the next upgrade compare; None: not known
+    error_logs: tuple[str, ...] = ()  # the files that it writes errors to
 
 
 @dataclass(slots=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -32,6 +33,9 @@ from supervisor.edges.tls_files import identified_in_time
 from supervisor.operations.keeping import loaded_modules, secure
 from supervisor.operations.world import EnvSeen, FactsSeen, World, files_identity, files_signature
 
+_NO_FILE = re.compile(r"stderr$|syslog:|memory:|/dev/null$")
+"""Where an error log goes that is no file."""
+
 _RACY = 50_000_000
 """Nanoseconds: a file that was changed this shortly before, or while nginx read it, may be changed
 again within the same tick of the clock that its times are taken from."""
@@ -48,6 +52,7 @@ class Facts:
     pid_path: str
     workers: int
     read: ConfigRead | None = None  # with the files of TLS as they were then
+    error_logs: tuple[str, ...] = ()  # the files, absolute
 
     @property
     def modules(self) -> dict[str, Path]:
@@ -64,7 +69,7 @@ class Facts:
         return replace(
             program, workers=self.workers, pid_path=self.pid_path,
             config_files=self.files, environment=self.config.env,
-            config_signature=self.signature, read=self.read,
+            config_signature=self.signature, read=self.read, error_logs=self.error_logs,
         )  # fmt: skip
 
 
@@ -289,4 +294,12 @@ def facts_of(
         pid_path=under_prefix(config.pid or placed.pid_path, placed.prefix),
         workers=config.expected_workers(online_cpus=_online_cpus()),
         read=read,
+        error_logs=_error_logs(config, placed, world.settings.nginx.error_log),
     )
+
+
+def _error_logs(config: NginxConfig, build: NginxBuild, given: str | None) -> tuple[str, ...]:
+    """The files that errors go to: the one until the configuration is read (`-e`), and its own."""
+    named = (given or build.error_log_path, *config.error_logs)
+    paths = [under_prefix(one, build.prefix) for one in named if not _NO_FILE.match(one)]
+    return tuple(dict.fromkeys(paths))

@@ -184,6 +184,7 @@ def _program(data: Mapping[str, Any]) -> Program:
             "config_files": tuple(data["config_files"]),
             "config_signature": tuple(tuple(one) for one in data["config_signature"]),
             "read": _read_from(data.get("read")),
+            "error_logs": tuple(data["error_logs"]),
         }
     )
 

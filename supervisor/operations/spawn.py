@@ -56,6 +56,7 @@ async def spawn(world: World) -> None:
     if old is None or not old.alive:
         raise OperationFailed("active_exited", "cannot upgrade: the old master is gone")
     expect_no_other_master(old, "upgrade")
+    world.look_at_logs()
     run.installed = True  # before it is: a rollback that finds the old files there does no harm
     run.plan.install()
     world.background(partial(_settle, run))

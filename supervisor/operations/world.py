@@ -180,6 +180,10 @@ class World:
     version_of_upgrade: Callable[[str], str | None] = lambda _: None
     """The version that a past upgrade replaced, by the upgrade's id."""
     hasten: trio.Event = field(default_factory=trio.Event)
+    look_at_logs: Callable[[], None] = lambda: None
+    """Who writes error logs, and to which files, may be others by now."""
+    hear_output: Callable[[list[str]], None] = lambda _: None
+    """Lines that nginx wrote to its standard output or error."""
     reloading: bool = False  # by us
     told_short: bool = False  # that no descriptor is left
     last_identity: tuple[int, int] | None = None  # of a worker, while there was one

@@ -64,6 +64,24 @@ listen unix:/run/site.sock;
 """
 
 
+def test_error_logs_of_all_contexts_are_found() -> None:
+    text = """\
+# configuration file /a:
+error_log one;
+error_log one;
+error_log;
+error_log { }
+include b;
+http { error_log syslog:server=unix:/s,nohostname alert; server { location / {
+error_log "/var/log/a b" crit; } } }
+# configuration file /b:
+events { }
+stream { error_log stderr; }
+"""
+    logs = ("one", "syslog:server=unix:/s,nohostname", "/var/log/a b", "stderr")
+    assert parse_dump(text).error_logs == logs
+
+
 def test_a_debian_configuration_is_understood_through_its_includes() -> None:
     config = parse_dump(DEBIAN)
     assert config.problems == ()

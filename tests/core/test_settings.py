@@ -34,6 +34,7 @@ from supervisor.core.settings import (
     Settings,
     StateSettings,
     StopSettings,
+    SyslogSettings,
     UpgradeSettings,
     nginx_argv,
     parse_settings,
@@ -129,6 +130,9 @@ def test_every_key_is_taken() -> None:
         [triggers]
         respawns = 0
         respawn_interval = "10m"
+        [syslog]
+        socket = "/run/l.sock"
+        mode = "0622"
         [log]
         format = "console"
         level = "debug"
@@ -161,6 +165,7 @@ def test_every_key_is_taken() -> None:
     )  # fmt: skip
     assert settings.stop == StopSettings(quit_timeout=0, term_timeout=8, kill_timeout=9)
     assert settings.triggers == TriggerSettings(respawns=0, respawn_interval=600)
+    assert settings.syslog == SyslogSettings(socket="/run/l.sock", mode=0o622)
     assert settings.log == LogSettings(format=LogFormat.CONSOLE, level=LogLevel.DEBUG)
 
 

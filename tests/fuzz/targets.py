@@ -271,7 +271,7 @@ _KEYS = sorted(
 )
 _TABLES = (
     "nginx", "control", "state", "probe_listener", "upgrade", "restart", "stop", "log", "probe",
-    "triggers",
+    "triggers", "syslog",
 )  # fmt: skip
 _NGINX = {"binary": "/usr/sbin/nginx", "config": "/etc/nginx/nginx.conf"}
 
