@@ -7,7 +7,6 @@ brought to them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from supervisor.aiming import Ports, ports_of, private_aim, public_aim, shared_port
 from supervisor.core.actions import Watch
 from supervisor.core.errors import OperationFailed
 from supervisor.core.events import CandidateHealthy, Event, ProbeFailed, Triggered
@@ -27,29 +27,21 @@ from supervisor.core.server_blocks import why_not_traceable
 from supervisor.core.signals import ProcessEnded, ProcessKind, Signal
 from supervisor.core.triggers import Case, Trigger, weigh
 from supervisor.core.verdict_policy import Conclusion, Finding
-from supervisor.edges import procfs
 from supervisor.edges.generation import Generation
 from supervisor.edges.linux import UNKNOWN_EXIT
-from supervisor.edges.owner_finding import OwnerFinder
-from supervisor.edges.probe_listener import Sharing
 from supervisor.edges.probes import Aim, Beside, Prober
 from supervisor.lookout import Lookout
 from supervisor.operations.world import World
 from supervisor.probe_board import Board
+from supervisor.vacancy import Vacancy
 from supervisor.watch import Counted, Sighting, WorkerExited
 
 if TYPE_CHECKING:
     from supervisor.core.settings import ProbeSettings
 
 
-_CANDIDATES_OWN = (Sharing.EXCLUSIVE, Sharing.NOBODY)
-
 GRACE = 0.25
 """Seconds beyond the longest timeout after which a silent probe is not waited for."""
-EMPTY_LIMIT = 0.5
-"""Seconds without a worker after which nginx is not expected to start any by itself."""
-REVIVE_EVERY = 10.0
-"""Seconds between two reloads that are to bring workers back."""
 BASELINE_LOOKS = 2
 """How often a probe is asked before an upgrade until it passes."""
 
@@ -80,7 +72,6 @@ class Evidence:
         self._prober = prober
         self._post = post
         self._progress = progress
-        self._revive = revive
         self._watch = Watch.NOTHING
         self._judge: Judge | None = None
         self._unjudged: list[WorkerExited] = []  # of the candidate, before it had a judge
@@ -91,8 +82,7 @@ class Evidence:
         self._not_asked: Mapping[str, str] = {}  # the probes that did not, and why
         self._postponed: Callable[[], None] | None = None
         self._heard = trio.Event()
-        self._empty_since: float | None = None
-        self._revived_at = -math.inf
+        self._vacancy = Vacancy(world, revive)
         self._told_healthy = False
         self._told_trigger = False
         self._passed: dict[str, int] = {}  # the generation with which each probe was up
@@ -202,48 +192,29 @@ class Evidence:
         else:
             self.lookout.go_on(candidate.id, candidate.look().accepting)
         self._judge = self._judge_of(candidate, Watch.CANARY, awaited=run.port is not None)
-        if run.port is None:
-            self._aim_in_public(candidate)
+        ports = ports_of(run)
+        if ports is None:
+            self._prober.aim(public_aim(candidate, self._not_asked))
         else:
-            self._aim_in_private(candidate, run.port, run.tls_port)
+            self._aim_in_private(candidate, ports)
         for exited in unjudged:
             if exited.generation == candidate.id:
                 self._judge_exit(self._judge, exited)
         self._weigh()
         self._conclude()
 
-    def _aim_in_private(self, candidate: Generation, port: int, tls_port: int | None) -> None:
+    def _aim_in_private(self, candidate: Generation, ports: Ports) -> None:
         """Ask the candidate alone, at the addresses that only it listens on."""
-        old = self._world.active
-        ports = (port,) if tls_port is None else (port, tls_port)
-        for one in ports:
-            if self._told_trigger or self._sharing(one, candidate, old) is not Sharing.SHARED:
-                continue
+        shared = shared_port(self._world, candidate, ports)
+        if shared is not None:
             self._told_trigger = True
             detail = (
-                f"the private probe listener on port {one} is open in both generations: nginx was "
-                "reloaded by someone else while the upgrade began; try again"
+                f"the private probe listener on port {shared} is open in both generations: nginx "
+                "was reloaded by someone else while the upgrade began; try again"
             )
             self._post(Triggered(reason="probe_listener_shared", detail=detail))
-        private = self._private_aim(candidate, port, tls_port)
+        private = private_aim(self._world, candidate, ports, self._not_asked)
         self._prober.aim(replace(private, beside=self._patrol(private)))
-
-    def _private_aim(self, candidate: Generation, port: int, tls_port: int | None) -> Aim:
-        old = self._world.active
-        ports = (port,) if tls_port is None else (port, tls_port)
-        return Aim(
-            generation=candidate.id,
-            address=("127.0.0.1", port),
-            tls_address=None if tls_port is None else ("127.0.0.1", tls_port),
-            owner=OwnerFinder(lambda: candidate.look().workers),
-            exclusive=lambda: all(
-                self._sharing(one, candidate, old) in _CANDIDATES_OWN for one in ports
-            ),
-            cover=candidate.look().accepting,
-            workers=lambda: candidate.brood().workers,
-            not_asked=self._not_asked,
-            prove_within=self._world.settings.upgrade.start_timeout,
-        )
 
     def _patrol(self, private: Aim) -> Beside | None:
         return self.lookout.beside(
@@ -260,23 +231,6 @@ class Evidence:
             self._judge.condemn(found)
         self._conclude()
 
-    def _aim_in_public(self, candidate: Generation) -> None:
-        """Ask where both generations accept; an answer counts where it is a candidate's worker's.
-
-        Before nginx 1.21.6 hardly any connection reaches the new workers under light load, so a
-        pass is not waited for; a failure that is the candidate's condemns as always.
-        """
-        self._prober.aim(
-            Aim(
-                generation=candidate.id,
-                owner=OwnerFinder(lambda: candidate.look().workers),
-                cover=candidate.look().accepting,
-                sole=False,
-                workers=lambda: candidate.brood().workers,
-                not_asked=self._not_asked,
-            )
-        )
-
     def _end_canary(self) -> None:
         """Say so where no probe has looked at the candidate, although some could have judged it."""
         if self._judge is None or self._judge.judged or not self._up_before:
@@ -290,11 +244,6 @@ class Evidence:
             "canary.not_observed", detail=self.not_observed,
             generation=None if candidate is None else f"g{candidate.id}",
         )  # fmt: skip
-
-    def _sharing(self, port: int, candidate: Generation, old: Generation | None) -> Sharing:
-        return self._world.listener.exclusive_to(
-            port, candidate.master.pid, None if old is None else old.master.pid
-        )
 
     def _judge_of(self, candidate: Generation, window: Watch, *, awaited: bool) -> Judge:
         """A judge with new rows; the workers that accept now are its first count."""
@@ -323,9 +272,9 @@ class Evidence:
             return
         self._judge = self._judge_of(candidate, Watch.SOAK, awaited=True)
         self.lookout.go_on(candidate.id, candidate.look().accepting)
-        run, beside = self._world.run, None
-        if run is not None and run.port is not None:
-            beside = self._patrol(self._private_aim(candidate, run.port, run.tls_port))
+        ports, beside = ports_of(self._world.run), None
+        if ports is not None:
+            beside = self._patrol(private_aim(self._world, candidate, ports, self._not_asked))
         self._prober.aim(
             Aim(
                 generation=candidate.id, workers=lambda: candidate.brood().workers, beside=beside,
@@ -459,7 +408,7 @@ class Evidence:
             self._see_exit(sighting)
             self.signal(_ended(sighting))
         elif self._watch is Watch.ACTIVE:
-            self._see_active(sighting)
+            self._vacancy.see(sighting)
         candidate = self._world.candidate
         if candidate is None or sighting.generation != candidate.id:
             return
@@ -483,33 +432,6 @@ class Evidence:
             gone.pid, code=gone.status.code, signal=gone.status.signal, draining=gone.draining,
             at=gone.at,
         )  # fmt: skip
-
-    def _see_active(self, count: Counted) -> None:
-        """Say loudly, once, when the serving generation has nobody who accepts; and mend that.
-
-        WINCH to the only master ends its workers, and then only HUP brings them back.
-        """
-        active = self._world.active
-        if active is None or active.id != count.generation or active.told_to_stop:
-            return
-        brood = count.brood
-        elsewhere = any(procfs.brood_of(procfs.children(pid)).accepting for pid in brood.masters)
-        if brood.accepting or brood.starting or elsewhere or active.quitting:
-            self._empty_since = None
-            return
-        now = count.at
-        if self._empty_since is None:
-            self._empty_since = now
-            detail = (
-                f"nobody accepts connections: somebody has sent WINCH to the master "
-                f"{active.master.pid}, or its workers cannot start; it is told to start them again"
-            )
-            self._world.log.error(
-                "generation.no_workers", generation=f"g{active.id}", detail=detail
-            )
-        elif now - self._empty_since >= EMPTY_LIMIT and now - self._revived_at >= REVIVE_EVERY:
-            self._revived_at = now
-            self._revive()
 
     def _see_exit(self, gone: WorkerExited) -> None:
         generation = self._world.generations.get(gone.generation)
