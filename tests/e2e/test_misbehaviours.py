@@ -23,8 +23,6 @@ NOT_YET = {
     "memory_leaks",
     "descriptors_leak",
     "worker_burns_a_cpu",
-    "alerts_in_the_error_log",
-    "critical_errors_in_the_error_log",
     "unprobed_location_fails",
 }
 

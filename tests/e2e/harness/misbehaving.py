@@ -346,7 +346,8 @@ def _outcome(
     phase = phases[-2] if phases[-1] == "rolling_back" else phases[-1]
     began = first_bad_act(nginx.site)
     return Outcome(
-        name=name, verdict=last["verdict"], reason=last["reason"], detail=last["detail"],
+        name=name, verdict=last["verdict"], reason=last["reason"],
+        detail=last["detail"].replace(str(nginx.site.folder), ""),
         judged=bool(last["judged"]), phase=phase,
         back=_back(nginx, asked, gone, old, began) if caught and began is not None else None,
         requests=len(asked), failed=Counter(one.cause for one in asked if one.cause),

@@ -33,6 +33,7 @@ from tools.nginx_cache import Build
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "misbehaviours.md"
 HEALTHY = "none"
+MOST_TEXT = 200
 
 NOT_CAUGHT: Mapping[str, str] = {
     "master_ignores_signals": (
@@ -174,7 +175,8 @@ def _words(words: Iterable[str]) -> list[str]:
 
 
 def _tidy(detail: str) -> str:
-    return detail.replace("|", "\\|").replace("\n", " ")
+    text = detail.replace("|", "\\|").replace("\n", " ")
+    return text if len(text) <= MOST_TEXT else text[: text.rindex(" ", 0, MOST_TEXT)] + " ..."
 
 
 def _missed(missed: Sequence[Misbehaviour]) -> list[str]:
