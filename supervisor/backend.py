@@ -14,6 +14,7 @@ from supervisor.advice import advice_on
 from supervisor.core.commands import Adopt, Command, Restart, SelfUpgrade
 from supervisor.core.errors import OperationFailed, Refusal, SupervisorError
 from supervisor.core.model import Phase
+from supervisor.doctor import Doctor, reply_of
 from supervisor.edges.config_file import load_settings
 from supervisor.edges.disk_binary import DiskBinaryCache
 from supervisor.edges.journal import History
@@ -61,6 +62,7 @@ class Backend:
         self._evidence = evidence
         self._history = history
         self._tap = tap
+        self._doctor = Doctor(world)
         self._disk = DiskBinaryCache(world.settings.nginx.binary)
 
     def status(self) -> dict[str, object]:
@@ -216,6 +218,14 @@ class Backend:
                 told = {"name": "advice", "reason": refusal.reason, "detail": refusal.detail}
                 findings.append({**told, "ok": True})
         return {"ok": all(one["ok"] for one in findings), "findings": findings}
+
+    async def doctor(self) -> dict[str, object]:
+        """See ControlBackend."""
+        phase = self._engine.state.phase
+        at_rest = (Phase.IDLE, Phase.DRAINING, *_AT_REST_WITHOUT_NGINX)
+        busy = "" if phase in at_rest else f"the supervisor is busy ({phase.value})"
+        probes = [(str(one["name"]), str(one["state"])) for one in self._evidence.report()]
+        return reply_of(await self._doctor.examine(busy=busy, probes=probes))
 
     async def _check_own(self) -> dict[str, object]:
         try:

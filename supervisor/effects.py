@@ -39,6 +39,7 @@ from supervisor.operations.adoption import on_record
 from supervisor.operations.restore import replaced_since
 from supervisor.operations.world import UpgradeRun, World
 from supervisor.verdicts import Verdicts, utc_now
+from supervisor.waiters import OF_NO_CANDIDATE
 
 ROOM = 16
 """Descriptors that starting nginx takes: pipes, what its tests are run with, a file of output."""
@@ -312,6 +313,7 @@ class NginxEffects:
             await self._tell_replaced(run, told)
         if run is not None and self._evidence.not_observed:
             told["detail"] = f"{told['detail']}; {self._evidence.not_observed}"
+        told |= OF_NO_CANDIDATE
         if run is not None and run.candidate_id is not None:
             told |= self._evidence.lookout.observed.report()
         left = self.drain_left()

@@ -63,7 +63,7 @@ class Lookout:
         ]
         if not able or not settings.patrol:
             return None
-        probe = min(able, key=lambda one: one.timeout)
+        probe = min(able, key=lambda one: (one.tls is not None, one.timeout))
         self._patrol = patrol = Patrol(
             candidate=private.generation, fall=probe.fall, interval=probe.interval,
             silence=settings.worker_silence,

@@ -19,7 +19,10 @@ Reply = dict[str, object]
 _REPLY_BUFFER = 1024
 """Replies that a slow client may be behind; one that is further behind misses progress lines."""
 
-OF_NO_UPGRADE = dict.fromkeys(("upgrade_id", "from_version", "to_version", "judged"))
+OF_NO_CANDIDATE = dict.fromkeys(("canary_observed", "attribution", "coverage"))
+OF_NO_UPGRADE = {
+    **dict.fromkeys(("upgrade_id", "from_version", "to_version", "judged")), **OF_NO_CANDIDATE,
+}  # fmt: skip
 """Every verdict has all fields of one, so that scripts need not ask which are there."""
 
 

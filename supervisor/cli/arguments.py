@@ -247,6 +247,11 @@ COMMANDS: Mapping[str, Command] = {
     "check": Command(
         method="Check", summary="test the configurations that are on disk", operates=False
     ),
+    "doctor": Command(
+        method="Doctor",
+        summary="what this site has to judge an upgrade with, and what to add",
+        operates=False,
+    ),
 }
 
 

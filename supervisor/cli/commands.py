@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Fields = dict[str, object]
 
 CHECK_TIMEOUT = 120.0
-"""Seconds for `check`, which loads nginx's whole configuration."""
+"""Seconds for `check` and `doctor`, which load nginx's whole configuration."""
 
 _EXIT_CODES = {
     "committed": wire.ExitCode.DONE,
@@ -147,7 +147,7 @@ def _is_left(name: str, cause: str) -> ClientError:
 def _look(
     name: str, command: Command, parameters: Fields, options: Options, *, in_detail: bool
 ) -> int:
-    timeout = CHECK_TIMEOUT if name == "check" else READ_TIMEOUT
+    timeout = CHECK_TIMEOUT if name in {"check", "doctor"} else READ_TIMEOUT
     with Connection(options.socket, timeout=timeout) as connection:
         (reply,) = _replies(connection, command, parameters, more=False)
     found = reply.parameters
@@ -158,16 +158,18 @@ def _look(
             output.line(_json(one))
     else:
         from supervisor.cli import render
+        from supervisor.cli.render_doctor import doctor
 
         show = {
             "status": render.status,
             "history": render.history_in_detail if in_detail else render.history,
             "versions": render.versions,
             "check": render.check,
+            "doctor": doctor,
         }[name]
         for line in show(found):
             output.line(line)
-    failed = name == "check" and found.get("ok") is not True
+    failed = name in {"check", "doctor"} and found.get("ok") is not True
     return wire.ExitCode.FAILED if failed else wire.ExitCode.DONE
 
 

@@ -60,6 +60,8 @@ class ServerBlock:
     names: tuple[str, ...] = ()  # as written, in lower case
     default_on: frozenset[Listen] = frozenset()  # where it says default_server
     includes: tuple[str, ...] = ()  # absolute paths and patterns
+    file: str = ""
+    line: int = 0
 
     def reads(self, path: str) -> bool:
         """Whether it includes `path`, or would if that existed."""
@@ -105,7 +107,8 @@ class _Blocks(_Reading):
         self.blocks.append(
             ServerBlock(
                 section=section, listens=tuple(listens), names=tuple(names),
-                default_on=frozenset(default_on), includes=tuple(self._patterns),
+                default_on=frozenset(default_on), includes=tuple(self._patterns), file=file,
+                line=line,
             )
         )  # fmt: skip
 
@@ -183,6 +186,25 @@ def _why_not_by_http(
 
 def _speaks_tls(place: _Place, blocks: Iterable[ServerBlock]) -> bool:
     return any(one.ssl and place.takes(one) for block in blocks for one in block.listens)
+
+
+def answering(probe: ProbeSettings, blocks: Sequence[ServerBlock]) -> ServerBlock | None:
+    """The block that surely answers `probe` on its own address: the private listener's place.
+
+    None where there is none, where several may, or where a command asks nobody knows whom.
+    """
+    if isinstance(probe, ExecProbe):
+        return None
+    places = _places(probe.address, blocks)
+    name = _name(probe.host) if isinstance(probe, HttpProbe) else ""
+    for block in blocks:
+        if places and all(
+            any(place.takes(listen) for listen in block.listens)
+            and _answers(block, place, blocks, name)
+            for place in places
+        ):
+            return block
+    return None
 
 
 def why_not_traceable(probe: ProbeSettings) -> str | None:

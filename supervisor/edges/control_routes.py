@@ -73,6 +73,10 @@ class ControlBackend(Protocol):
         """The reply of Check; changes nothing, may be cancelled."""
         ...
 
+    async def doctor(self) -> Fields:
+        """The reply of Doctor; changes nothing, may be cancelled."""
+        ...
+
     def log_events(self, *, new: bool = False) -> LogEvents:
         """The recent LogEvents, and a channel of those after them, with none lost in between.
 
@@ -193,6 +197,12 @@ async def _check(backend: ControlBackend, exchange: Exchange, given: Fields) -> 
     await exchange.reply(checked)
 
 
+async def _doctor(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    with exchange.while_connected(Use.LOOKS):
+        found = await backend.doctor()
+    await exchange.reply(found)
+
+
 async def _events(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
     follow = given.get("follow") is True
     if follow and not exchange.call.more:
@@ -267,6 +277,7 @@ ROUTES: tuple[Route, ...] = (
     Route("History", Access.VIEW, _history),
     Route("Versions", Access.VIEW, _versions),
     Route("Check", Access.OPERATE, _check),
+    Route("Doctor", Access.OPERATE, _doctor),  # it has nginx run, to tell its configuration
     Route("Events", Access.VIEW, _events),
     # With a binary it runs as root what the caller names; with `trust`, what others can change.
     Route(

@@ -22,7 +22,7 @@ _PIDFD_INFO_EXIT = 1 << 3
 # struct pidfd_info of Linux 6.15: mask, cgroupid, then 12 times 32 bits, the last the exit code.
 _PIDFD_INFO = struct.Struct("=QQ12I")
 _EXIT_CODE_FIELD = 13
-_PIDFD_GET_INFO = 0xC0000000 | (_PIDFD_INFO.size << 16) | (0xFF << 8) | 11
+PIDFD_GET_INFO = 0xC0000000 | (_PIDFD_INFO.size << 16) | (0xFF << 8) | 11
 
 FILES_WANTED = 65536
 """Descriptors that the supervisor allows itself, where it may."""
@@ -117,15 +117,20 @@ def exit_status_of_stranger(pidfd: int) -> ExitStatus:
 
     The kernel has the answer once the parent has reaped the process.
     """
-    request = bytearray(_PIDFD_INFO.pack(_PIDFD_INFO_EXIT, *([0] * 13)))
+    request = exit_request()
     try:
-        fcntl.ioctl(pidfd, _PIDFD_GET_INFO, request)
+        fcntl.ioctl(pidfd, PIDFD_GET_INFO, request)
     except OSError:
         return UNKNOWN_EXIT
     fields = _PIDFD_INFO.unpack(request)
     if not fields[0] & _PIDFD_INFO_EXIT:
         return UNKNOWN_EXIT
     return decode_wait_status(fields[_EXIT_CODE_FIELD])
+
+
+def exit_request() -> bytearray:
+    """What PIDFD_GET_INFO is asked with, and answers in."""
+    return bytearray(_PIDFD_INFO.pack(_PIDFD_INFO_EXIT, *([0] * 13)))
 
 
 def reap(pidfd: int) -> ExitStatus | None:

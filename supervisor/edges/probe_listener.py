@@ -135,6 +135,10 @@ class ProbeListener:
             f"{self._ports[-1]} are in use; free one, or change ports in [probe_listener]",
         )
 
+    def free_ports(self) -> tuple[int, ...]:
+        """The ports of the range that could be bound now. Raises OperationFailed as above."""
+        return tuple(port for port in self._ports if _can_bind(port))
+
     def write(self, ports: Ports) -> None:
         """The file tells nginx to listen on `ports` of the loopback addresses.
 

@@ -122,6 +122,7 @@ class FakeBackend:
         self.listener_left = trio.Event()
         self.past: list[Fields] = [verdict("committed", time="2025-01-02T03:04:05Z")]
         self.checked: Fields = {"ok": True, "findings": [{"name": "nginx -t", "ok": True}]}
+        self.diagnosis: Fields = {"ok": True, "findings": []}
         self.log: list[Fields] = [log_event("daemon.ready")]
         self._senders: list[trio.MemorySendChannel[Fields]] = []
 
@@ -197,6 +198,10 @@ class FakeBackend:
     async def check(self) -> Fields:
         await trio.lowlevel.checkpoint()
         return self.checked
+
+    async def doctor(self) -> Fields:
+        await trio.lowlevel.checkpoint()
+        return self.diagnosis
 
     @asynccontextmanager
     async def log_events(

@@ -216,6 +216,7 @@ async def test_history_versions_check_events(control: str, backend: FakeBackend)
         (["history", "--limit", "1"], backend.past[1:]),
         (["versions"], list(backend.versions())),
         (["check"], [backend.checked]),
+        (["doctor"], [backend.diagnosis]),
     ):
         assert (await nginxctl("--socket", control, "--json", *words)).lines == objects
     brief = (await nginxctl("--socket", control, "history")).out.splitlines()
@@ -248,6 +249,33 @@ async def test_a_check_that_fails(control: str, backend: FakeBackend) -> None:
     result = await nginxctl("--socket", control, "check")
     assert result.code == 1
     assert "FAILED  nginx -t  config_rejected  line 3" in result.out
+
+
+async def test_a_doctor_that_finds_something(control: str, backend: FakeBackend) -> None:
+    finding = {
+        "topic": "evidence", "name": "private_listener", "level": "warn", "seen": "a " * 60,
+        "advice": "in the server block:", "lines": ["include /run/probe*.conf;"],
+    }  # fmt: skip
+    backend.diagnosis = {"ok": True, "findings": [finding]}
+    result = await nginxctl("--socket", control, "doctor")
+    lines = result.out.splitlines()
+    assert (result.code, max(map(len, lines)) <= 80) == (0, True)
+    assert lines[0] == "how a candidate would be judged"
+    assert lines[1].startswith("  warn     private listener a a")
+    assert lines[-4:] == [
+        " " * 28 + "-> in the server block:", " " * 33 + "include /run/probe*.conf;", "",
+        "1 warning, 0 ok",
+    ]  # fmt: skip
+    long = {**finding, "level": "problem", "name": "probe with_a_very_long_name", "lines": []}
+    well = {**finding, "level": "ok", "topic": "host", "advice": None, "lines": []}
+    backend.diagnosis = {"ok": False, "findings": [long, well, {**well, "level": "note"}]}
+    result = await nginxctl("--socket", control, "doctor")
+    lines = result.out.splitlines()
+    assert result.code == 1
+    assert lines[1] == "  problem  probe with a very long name"
+    assert lines[2] == " " * 28 + "a " * 25 + "a"
+    assert "the supervisor and its host" in lines
+    assert lines[-1] == "1 problem, 1 note, 1 ok"
 
 
 async def test_advice_is_no_finding_that_went_well(control: str, backend: FakeBackend) -> None:

@@ -43,6 +43,7 @@ CALLS: list[tuple[str, dict[str, object], Role]] = [
     ("History", {}, Role.VIEWER),
     ("Versions", {}, Role.VIEWER),
     ("Events", {}, Role.VIEWER),
+    ("Doctor", {}, Role.OPERATOR),
     ("Check", {}, Role.OPERATOR),
     ("Upgrade", {}, Role.OPERATOR),
     ("Upgrade", {"binary": None, "trust": False, "hold": True}, Role.OPERATOR),

@@ -20,7 +20,7 @@ from supervisor.core.events import (
 )
 from supervisor.core.model import Timer, public_state
 from supervisor.engine import _Posted
-from supervisor.waiters import _REPLY_BUFFER
+from supervisor.waiters import _REPLY_BUFFER, OF_NO_CANDIDATE
 from tests.engine.conftest import Client, Running, engine_with
 from tests.fakes import FakeEffects, Held, failed
 
@@ -510,7 +510,7 @@ async def test_a_reload_runs_beside_everything_else(
         assert verdict == {
             "event": "verdict", "operation": "reload", "verdict": "committed",
             "reason": "reloaded", "detail": "2 workers", "upgrade_id": None, "from_version": None,
-            "to_version": None, "judged": None, "phases": {},
+            "to_version": None, "judged": None, "phases": {}, **OF_NO_CANDIDATE,
         }  # fmt: skip
         assert verdict.keys() == again.keys() - {"elapsed_s"}
         await running.quiet()
