@@ -53,6 +53,7 @@ def private_aim(
         ),
         cover=candidate.look().accepting,
         workers=lambda: candidate.brood().workers,
+        processes=lambda: candidate.workers,
         not_asked=not_asked,
         prove_within=world.settings.upgrade.start_timeout,
     )
@@ -70,6 +71,7 @@ def public_aim(candidate: Generation, not_asked: Mapping[str, str]) -> Aim:
         cover=candidate.look().accepting,
         sole=False,
         workers=lambda: candidate.brood().workers,
+        processes=lambda: candidate.workers,
         not_asked=not_asked,
     )
 

@@ -105,7 +105,7 @@ class Evidence:
             self._dismiss_judge()
             active = self._world.active
             if active is not None:
-                self._prober.aim(Aim(generation=active.id))
+                self._prober.aim(Aim(generation=active.id, processes=lambda: active.workers))
         else:
             self._dismiss_judge()
             self._prober.pause()
@@ -277,7 +277,8 @@ class Evidence:
             beside = self._patrol(private_aim(self._world, candidate, ports, self._not_asked))
         self._prober.aim(
             Aim(
-                generation=candidate.id, workers=lambda: candidate.brood().workers, beside=beside,
+                generation=candidate.id, workers=lambda: candidate.brood().workers,
+                processes=lambda: candidate.workers, beside=beside,
             )
         )  # fmt: skip
 

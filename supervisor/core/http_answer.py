@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
 from supervisor.core.observation import Outcome
@@ -50,32 +51,43 @@ class Refused:
     why: str
 
 
-def judge(answer: Answer, probe: HttpProbe, took: float) -> tuple[Outcome, str]:
+class Judgement(NamedTuple):
+    """Of one answer; `too_late`: it was good, and came after `max_latency`."""
+
+    outcome: Outcome
+    detail: str
+    too_late: bool = False
+
+
+def judge(answer: Answer, probe: HttpProbe, took: float) -> Judgement:
     """Whether the answer is as expected after `took` seconds, and what is to be told of it."""
     said = f"status {answer.status}"
     if answer.status not in probe.expect_status:
         expected = ", ".join(str(one) for one in sorted(probe.expect_status))
-        return Outcome.FAIL, f"{said}, expected {expected}"
+        return Judgement(Outcome.FAIL, f"{said}, expected {expected}")
     if probe.expect_location is not None:
         location = answer.header("location")
         if location is None:
-            return Outcome.FAIL, f"{said} without a Location"
+            return Judgement(Outcome.FAIL, f"{said} without a Location")
         shown = location.decode("utf-8", "replace")
         if not probe.expect_location.search(shown):
-            return Outcome.FAIL, (
+            return Judgement(
+                Outcome.FAIL,
                 f"{said}, but the Location does not match {probe.expect_location.pattern!r}: "
-                f"{shown[:_SHOWN]!r}"
+                f"{shown[:_SHOWN]!r}",
             )
     if probe.expect_body is not None:
         body = answer.body.decode("utf-8", "replace")
         if not probe.expect_body.search(body):
-            return Outcome.FAIL, (
+            return Judgement(
+                Outcome.FAIL,
                 f"{said}, but the body does not match {probe.expect_body.pattern!r}: "
-                f"{body[:_SHOWN]!r}"
+                f"{body[:_SHOWN]!r}",
             )
     if probe.max_latency is not None and took > probe.max_latency:
-        return Outcome.FAIL, f"{said} after {took:.3f} s, slower than {probe.max_latency:g} s"
-    return Outcome.PASS, said
+        late = f"{said} after {took:.3f} s, slower than {probe.max_latency:g} s"
+        return Judgement(Outcome.FAIL, late, too_late=True)
+    return Judgement(Outcome.PASS, said)
 
 
 def redirect_of(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import trio
 
-from supervisor.core.http_answer import Answer, Follow, Refused, judge, redirect_of
+from supervisor.core.http_answer import Answer, Follow, Judgement, Refused, judge, redirect_of
 from supervisor.core.observation import Attribution, Outcome
 from supervisor.core.probe_settings import Address, HttpProbe, TcpAddress
 from supervisor.edges import http1
@@ -58,14 +58,15 @@ async def check_http(
             after = f" (after {' -> '.join(asked)})" if len(asked) > 1 else ""
             return progress.finding(exc.outcome, f"{exc}{after}")
         if isinstance(step, Refused):
-            outcome, detail = Outcome.FAIL, f"status {answer.status}: {step.why}"
+            told = Judgement(Outcome.FAIL, f"status {answer.status}: {step.why}")
         else:
-            outcome, detail = judge(answer, probe, took)
-        if probe.tls is not None and not probe.tls.verify:
-            detail += " (certificate not verified)"
+            told = judge(answer, probe, took)
+        unproved = probe.tls is not None and not probe.tls.verify
         return Finding(
-            outcome=outcome, detail=detail, latency=took, worker_pid=asking.worker,
-            worker_by=asking.worker_by,
+            outcome=told.outcome,
+            detail=told.detail + (" (certificate not verified)" if unproved else ""),
+            latency=took, worker_pid=asking.worker, worker_by=asking.worker_by,
+            fair=probe.max_latency if told.too_late else None, aside=progress.aside,
         )  # fmt: skip
 
     return await within(probe.timeout, ask)
@@ -86,10 +87,11 @@ class _Asking:
     async def once(self, target: str) -> tuple[Answer, float]:
         """One answer, and the seconds until its end. Raises BadAnswerError."""
         probe, progress = self.probe, self.progress
-        progress.doing, progress.worker_pid = "reading the files for TLS", None
-        with progress.own_time():
-            context = None if probe.tls is None else await context_for(probe.tls)
-        progress.doing = "connecting"
+        progress.doing, progress.worker_pid = "connecting", None
+        context = None
+        if probe.tls is not None:
+            with progress.own_time():
+                context = await context_for(probe.tls)
         try:
             plain = await connect(self.address)
         except OSError as exc:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import trio
 
+from supervisor.core.host_trouble import TIMEOUT_SHARE
 from supervisor.core.observation import Attribution, Outcome
 from supervisor.core.probe_settings import Address, UnixAddress
 from supervisor.edges.owner_finding import Owner
@@ -28,6 +29,8 @@ class Finding:
     latency: float = 0.0
     worker_pid: int | None = None
     worker_by: Attribution | None = None  # how the worker is known
+    fair: float | None = None  # of a failure by time alone: within as much it would have been well
+    aside: float = 0.0  # seconds of the whole look that were our own doing
 
 
 @dataclass(slots=True)
@@ -38,6 +41,7 @@ class Progress:
     began: float | None = None  # when the first byte was sent
     worker_pid: int | None = None  # by the socket that it holds
     limit: trio.CancelScope | None = None
+    aside: float = 0.0  # seconds of `own_time`
 
     @contextmanager
     def own_time(self) -> Iterator[None]:
@@ -53,6 +57,7 @@ class Progress:
         finally:
             now = trio.current_time()
             self.limit.deadline = now + left
+            self.aside += now - since
             if self.began is not None:
                 self.began += now - since
 
@@ -61,11 +66,12 @@ class Progress:
         """Seconds since the first byte was sent."""
         return 0.0 if self.began is None else trio.current_time() - self.began
 
-    def finding(self, outcome: Outcome, detail: str) -> Finding:
+    def finding(self, outcome: Outcome, detail: str, *, fair: float | None = None) -> Finding:
         """The end of it."""
         return Finding(
             outcome=outcome, detail=detail, latency=self.elapsed, worker_pid=self.worker_pid,
-            worker_by=None if self.worker_pid is None else Attribution.SOCKET_OWNER,
+            worker_by=None if self.worker_pid is None else Attribution.SOCKET_OWNER, fair=fair,
+            aside=self.aside,
         )  # fmt: skip
 
 
@@ -77,7 +83,10 @@ async def within(seconds: float, check: Check) -> Finding:
     progress = Progress()
     with trio.move_on_after(seconds) as progress.limit:
         return await check(progress)
-    return progress.finding(Outcome.FAIL, f"timed out after {seconds:g} s: {progress.doing}")
+    return progress.finding(
+        Outcome.FAIL, f"timed out after {seconds:g} s: {progress.doing}",
+        fair=TIMEOUT_SHARE * seconds,
+    )  # fmt: skip
 
 
 async def connect(address: Address) -> trio.SocketStream:

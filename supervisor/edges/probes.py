@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import assert_never
 
 import structlog
 import trio
 
+from supervisor.core.host_trouble import host_trouble
 from supervisor.core.observation import Attribution, Observation, Outcome, bounded_detail
 from supervisor.core.probe_settings import (
     Address,
@@ -26,6 +27,7 @@ from supervisor.core.probe_settings import (
     TcpProbe,
 )
 from supervisor.edges.exec_probe import Identity, check_exec
+from supervisor.edges.host_load import LoadMeter
 from supervisor.edges.http_probe import check_http
 from supervisor.edges.owner_finding import Owner
 from supervisor.edges.probe_finding import (
@@ -71,6 +73,8 @@ class Aim:
     """Nobody else accepts new connections: what cannot be traced is this generation's."""
     workers: Callable[[], Collection[int]] | None = None
     """The workers of `generation` now: what a response header names has to be among them."""
+    processes: Callable[[], Iterable[int]] | None = None
+    """The processes of `generation` that are known, to tell whether they waited for a CPU."""
     not_asked: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     """The probes whose answers say nothing about `generation`, and why; they ask as configured."""
     beside: Beside | None = None
@@ -264,8 +268,10 @@ class Prober:
 
     async def _observe(self, probe: ProbeSettings, current: _Round) -> Observation:
         """One look; a bug of ours proves nothing about nginx and must not end the probing."""
+        processes = current.aim.processes
+        meter = LoadMeter(processes() if processes is not None else ())
         try:
-            found = await self._look(probe, current)
+            found = _excused(probe, await self._look(probe, current), meter)
         except Exception as exc:  # noqa: BLE001 - see above
             _log.exception("probe.bug", probe=probe.name)
             detail = bounded_detail(f"a fault in the supervisor: {type(exc).__name__}: {exc}")
@@ -338,6 +344,17 @@ def _generation_by(found: Finding, aim: Aim) -> Attribution | None:
     if aim.exclusive is not None:
         return Attribution.PRIVATE_LISTENER
     return found.worker_by or Attribution.SOLE_GENERATION
+
+
+def _excused(probe: ProbeSettings, found: Finding, meter: LoadMeter) -> Finding:
+    """What was found; inconclusive where it came too late since the host is overloaded."""
+    if found.outcome is not Outcome.FAIL or found.fair is None:
+        return found
+    load = meter.load(timeout=probe.timeout, asked=found.worker_pid, aside=found.aside)
+    why = host_trouble(load, fair=found.fair)
+    if why is None:
+        return found
+    return replace(found, outcome=Outcome.INCONCLUSIVE, detail=f"{why} ({found.detail})")
 
 
 async def _check_tcp(probe: TcpProbe, address: Address, owner: Owner | None) -> Finding:

@@ -121,7 +121,7 @@ def test_a_redirect_may_be_what_is_expected(
     location: str | None, outcome: Outcome, said: str
 ) -> None:
     one = probe(expect_status=[301], expect_location="^https://example.org/")
-    found, detail = judge(moved(location), one, 0.1)
+    found, detail, _ = judge(moved(location), one, 0.1)
     assert found is outcome
     assert said in detail
 
@@ -137,9 +137,10 @@ def test_a_redirect_may_be_what_is_expected(
 )
 def test_status_body_and_time(answer: Answer, took: float, outcome: Outcome, said: str) -> None:
     one = probe(expect_status=[200, 204], expect_body="ok$", max_latency="1s")
-    found, detail = judge(answer, one, took)
+    found, detail, late = judge(answer, one, took)
     assert found is outcome
     assert said in detail
+    assert late is (took > 1)
 
 
 def test_the_first_header_of_a_name_counts() -> None:
