@@ -34,7 +34,7 @@ from supervisor.lookout import Lookout
 from supervisor.operations.world import World
 from supervisor.probe_board import Board
 from supervisor.vacancy import Vacancy
-from supervisor.watch import Counted, Sighting, WorkerExited
+from supervisor.watch import Counted, Sighting, WorkerExited, tell_output_now
 
 if TYPE_CHECKING:
     from supervisor.core.settings import ProbeSettings
@@ -297,6 +297,8 @@ class Evidence:
         judge = self._judge
         if judge is not None:
             await self._hear_of_ends()
+            if self._world.candidate is not None:
+                tell_output_now(self._world, self._world.candidate)
             await self._hear(judge.unheard, lambda: judge.undecided)
             with trio.move_on_after(self._world.settings.upgrade.start_timeout):
                 while judge.trigger is None and judge.few - judge.unheard:

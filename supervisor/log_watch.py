@@ -45,6 +45,7 @@ SYSLOG = "syslog"
 STDERR = "its standard error"
 
 _PENDING = 256
+_AT_ONCE = 8  # about a millisecond; then others have their turn
 _TOLD = 512
 
 
@@ -207,21 +208,29 @@ class LogWatch:
             self._world.log.error("error_log.not_followed", detail=detail)  # noqa: TRY400 - it is known
             return
         limiter = trio.CapacityLimiter(1)
-        while True:
-            await self._until_news(files)
-            self._wake = trio.Event()
-            now = trio.current_time()
-            if self._wanted != self._followed:
-                self._followed = self._wanted
-                work = partial(files.follow, self._wanted, self._places, at=now)
-                self._places = {}
-            else:
-                work = partial(files.turn, at=now)
-            # A file may be on a network file system that hangs.
-            news = await trio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
-            self._take(news)
-            if not files.behind:
-                await trio.sleep(PAUSE)
+        try:
+            while True:
+                await self._until_news(files)
+                self._wake = trio.Event()
+                # A file may be on a network file system that hangs.
+                news = await trio.to_thread.run_sync(
+                    self._next(files), abandon_on_cancel=True, limiter=limiter
+                )
+                await self._take(news)
+                if not files.behind:
+                    await trio.sleep(PAUSE)
+        finally:
+            if not limiter.borrowed_tokens:  # else a thread is at it still, and this is the end
+                files.close()
+
+    def _next(self, files: LogFiles) -> Callable[[], list[News]]:
+        """What is to be done now, in a thread."""
+        now = trio.current_time()
+        if self._wanted == self._followed:
+            return partial(files.turn, at=now)
+        self._followed = self._wanted
+        places, self._places = self._places, {}
+        return partial(files.follow, self._wanted, places, at=now)
 
     async def _until_news(self, files: LogFiles) -> None:
         if files.behind or self._wanted != self._followed:
@@ -238,12 +247,15 @@ class LogWatch:
                 await self._wake.wait()
                 nursery.cancel_scope.cancel()
 
-    def _take(self, news: Iterable[News]) -> None:
+    async def _take(self, news: Iterable[News]) -> None:
         now = trio.current_time()
         for one in news:
+            await trio.lowlevel.checkpoint()
             if one.problem:
                 self._world.log.warning("error_log.not_followed", path=one.path, detail=one.problem)
-            for entry in one.entries:
+            for number, entry in enumerate(one.entries, 1):
+                if number % _AT_ONCE == 0:
+                    await trio.lowlevel.checkpoint()
                 if one.past:
                     self._signal(
                         LogLine(

@@ -95,8 +95,7 @@ async def watch(
             generation.remember(world.find_strays(generation))
         generation.exit = status
         generation.changed.set()
-        if generation.output is not None:
-            _tell_now(world, generation.output)  # before anything is done about it: it says why
+        tell_output_now(world, generation)  # before anything is done about it: it says why
         successor = "" if generation.told_to_stop else successor_text(world, generation)
         detail = f"master {generation.master.pid} of g{generation.id} ({generation.exit})"
         post(
@@ -264,6 +263,12 @@ async def _tell_output(world: World, generation: Generation) -> None:
         if lost:
             _tell_lost(world, lost)
         _tell_now(world, output)
+
+
+def tell_output_now(world: World, generation: Generation) -> None:
+    """What it wrote to its standard output and error by now, without waiting for the next look."""
+    if generation.output is not None:
+        _tell_now(world, generation.output)
 
 
 def _tell_now(world: World, output: Capture) -> None:

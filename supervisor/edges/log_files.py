@@ -17,6 +17,7 @@ All of it is for one thread at a time; a file on a network file system may take 
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Mapping
@@ -56,6 +57,20 @@ _ABOVE = Happened.MOVE_SELF | Happened.DELETE_SELF | Happened.ONLYDIR
 _MORE = Happened.MASK_ADD  # a folder may be the one of a log, and above another's
 _MOST_LINKS = 40  # the kernel's own limit, path_resolution(7)
 _NO_FILE = ("/dev/", "/proc/")
+_OF_NOBODY = ("/dev/null", "/dev/stderr", "/dev/stdout", "/proc/self/fd/1", "/proc/self/fd/2")
+_TOO_MANY = "; raise fs.inotify.max_user_watches and the limit of open files"
+_NO_RIGHT = (
+    "; give the supervisor's user the right to read it, or have nginx write to [syslog] as well"
+)
+_REMEDY = {
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
+    **dict.fromkeys(EXHAUSTED, _TOO_MANY),
+}
+
+
+class _HeardElsewhere(Exception):  # noqa: N818 - says what is the case
+    """It leads to nginx's standard output or error, which is read otherwise, or to nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +172,7 @@ class LogFiles:
                 self._leave(log.file, at)
         for path in wanted:
             self._logs.setdefault(path, _Log(path))
+        self._busy = True  # of what is there by now nobody will tell
         return news + self._look(at, places or {})
 
     def turn(self, *, at: float) -> list[News]:
@@ -167,7 +183,7 @@ class LogFiles:
         news = self._look(at, {}) if self._stale else []
         room = TURN
         self._busy = False
-        for file in [*self._left, *(log.file for log in self._logs.values() if log.file)]:
+        for file in self._all():
             got, room = self._read(file, room)
             news += got
         for file in [one for one in self._left if one.until is not None and one.until <= at]:
@@ -177,7 +193,7 @@ class LogFiles:
 
     def close(self) -> None:
         """Let go of everything."""
-        for file in [*self._left, *(log.file for log in self._logs.values() if log.file)]:
+        for file in self._all():
             os.close(file.fd)
         self._logs.clear()
         self._left.clear()
@@ -194,8 +210,13 @@ class LogFiles:
                 self._watch_folders(log)  # first: what comes after it is told
                 found = self._find(log)
             except OSError as exc:
-                news += self._tell(log, f"{exc.strerror}")
+                news += self._tell(log, exc)
                 continue
+            except _HeardElsewhere:
+                left, log.file = log.file, None
+                if left is not None:
+                    self._leave(left, at)
+                found = None
             if found is None:
                 self._name_lost(log, at)
             else:
@@ -225,21 +246,22 @@ class LogFiles:
         before = log.file
         if before is not None and before.identity == identity:
             return []
-        file = next((one for one in self._left if one.identity == identity), None)
-        if file is not None:  # it has its name again
-            self._left.remove(file)
+        file = next((one for one in self._all() if one.identity == identity), None)
+        if file is not None:  # it has its name again, or one more
             file.until = None
+            if file in self._left:
+                self._left.remove(file)
         else:
             try:
                 file = self._open(log.path, real)
             except OSError as exc:
-                return self._tell(log, f"{exc.strerror}")
+                return self._tell(log, exc)
+        new, log.file, log.problem = before is not None or log.known, file, ""
         if before is not None:
             self._leave(before, at)
         for earlier in self._left:
             if earlier.path == log.path and earlier.until is not None:
                 earlier.until = min(earlier.until, at + ROTATED)
-        new, log.file, log.problem = before is not None or log.known, file, ""
         return [] if new or file.at else self._begin(file, places.get(log.path))
 
     def _begin(self, file: _File, place: object) -> list[News]:
@@ -279,23 +301,31 @@ class LogFiles:
         file = log.file
         if file is not None and os.fstat(file.fd).st_nlink == 0:
             log.file = None
-            file.until = at + DELETED
+            self._leave(file, at, DELETED)
+
+    def _leave(self, file: _File, at: float, seconds: float = ROTATED) -> None:
+        """Let go of it after a while, unless another path leads to it as well."""
+        if file not in self._all():
+            file.until = at + seconds
             self._left.append(file)
 
-    def _leave(self, file: _File, at: float) -> None:
-        file.until = at + ROTATED
-        self._left.append(file)
+    def _all(self) -> list[_File]:
+        """The open files; several paths may lead to one."""
+        named = (log.file for log in self._logs.values() if log.file is not None)
+        return list(dict.fromkeys([*self._left, *named]))
 
     def _close(self, file: _File) -> None:
-        in_use = [*self._left, *(log.file for log in self._logs.values() if log.file)]
-        if all(one.wd != file.wd for one in in_use):  # one inode has one watch
+        if all(one.wd != file.wd for one in self._all()):  # one inode has one watch
             self._inotify.remove(file.wd)
         os.close(file.fd)
 
     def _watch_folders(self, log: _Log) -> None:
         """Where the path stands, and where it leads to; or the nearest folder that exists."""
         wds = set()
-        real = _followed(log.path)
+        try:
+            real = _followed(log.path)
+        except (OSError, _HeardElsewhere):
+            real = log.path
         for path in {log.path, real}:
             what = _FOLDER
             for folder in Path(path).parents:
@@ -315,9 +345,10 @@ class LogFiles:
             self._inotify.remove(wd)
         self._folders = needed
 
-    def _tell(self, log: _Log, problem: str) -> list[News]:
+    def _tell(self, log: _Log, cause: OSError) -> list[News]:
         """Once for each problem."""
         log.known = True
+        problem = f"{cause.strerror}{_REMEDY.get(cause.errno or 0, '')}"
         if log.problem == problem:
             return []
         log.problem = problem
@@ -397,6 +428,8 @@ def _followed(path: str) -> str:
     """
     trusted = {0, os.geteuid()}
     for _ in range(_MOST_LINKS):
+        if path in _OF_NOBODY:
+            raise _HeardElsewhere
         if path.startswith(_NO_FILE):
             raise OSError(0, f"it leads to {path}, which is no file of its own")
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.edges import log_files
+from supervisor.edges.inotify import Inotify
 from supervisor.edges.log_files import DELETED, KEPT, MOST, PIECE, ROTATED, LogFiles, News
 
 PREFIX = "2026/11/24 13:11:55 [alert] 7#7: "
@@ -217,6 +219,17 @@ def test_several_logs_and_other_ones_later(log: Path, made: list[Follower]) -> N
     assert [news.problem for news in many] == [f"only {MOST} error logs are followed"] * 2
 
 
+def test_two_names_of_one_file_are_one_log(log: Path, made: list[Follower]) -> None:
+    other = log.with_name("other.log")
+    other.symlink_to(log)
+    one = follow(made, log, other)
+    append(log, line("once"))
+    assert one.texts() == ["once"]
+    one.files.follow([str(other)], at=one.now)
+    append(log, line("once more"))
+    assert one.texts() == ["once more"]
+
+
 def test_a_link_is_followed_and_its_rotation_noticed(log: Path, made: list[Follower]) -> None:
     """As where all logs are on another disk."""
     there = log.parent.parent / "there"
@@ -249,10 +262,13 @@ def test_a_link_of_somebody_else_is_not_followed(log: Path, made: list[Follower]
 
 
 @pytest.mark.parametrize(
-    "target", ["/dev/stderr", "/proc/self/fd/2", "/dev/null", "fifo", "folder", "loop"]
+    "target", ["/dev/stderr", "/proc/self/fd/2", "/dev/null", "/dev/tty", "fifo", "folder", "loop"]
 )
 def test_what_is_no_file_is_not_opened(log: Path, made: list[Follower], target: str) -> None:
-    """A fifo would be waited for, and the standard error is somebody else's for each process."""
+    """A fifo would be waited for, and the standard error is somebody else's for each process.
+
+    Of that nothing is said: what nginx writes there is read otherwise.
+    """
     path = log.with_name("odd.log")
     if target == "fifo":
         os.mkfifo(path)
@@ -261,12 +277,35 @@ def test_what_is_no_file_is_not_opened(log: Path, made: list[Follower], target: 
     else:
         path.symlink_to(path if target == "loop" else target)
     one = follow(made, path, log)
-    (told,) = [news for news in one.first if news.path == str(path)]
-    assert told.problem
+    told = [news.problem for news in one.first if news.path == str(path)]
+    assert len(told) == (target not in ("/dev/stderr", "/proc/self/fd/2", "/dev/null"))
+    assert all(told)
     assert one.files.followed == (str(log),)
     assert one.files.follow([str(path), str(log)], at=1.0) == []  # once is enough
     append(log, line("the other one is followed"))
     assert one.texts() == ["the other one is followed"]
+    log.rename(path) if not path.is_dir() else path.rmdir()  # another time it is a file
+    path.touch()
+    one.texts()
+    append(path, line("as it should be"))
+    assert one.texts() == ["as it should be"]
+
+
+def test_what_the_kernel_has_no_room_for_is_told(
+    log: Path, made: list[Follower], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_self: Inotify, _path: str, _mask: int) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    one = follow(made)
+    with monkeypatch.context() as patch:
+        patch.setattr(Inotify, "add", full)
+        (told,) = one.files.follow([str(log)], at=0.0)
+        assert "fs.inotify.max_user_watches" in told.problem
+        assert one.files.followed == ()
+    assert one.files.follow([str(log)], at=0.0) == []
+    append(log, line("there was room again"))
+    assert "there was room again" in one.texts()
 
 
 def test_a_flood_is_passed_over_and_counted(

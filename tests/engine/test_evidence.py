@@ -73,7 +73,7 @@ class Scene:
         brood = SimpleNamespace(accepting=frozenset({11}), workers=frozenset({11}), starting=())
         self.candidate = SimpleNamespace(
             id=NEW, master=SimpleNamespace(pid=9), program=SimpleNamespace(workers=1), ready=True,
-            look=lambda: brood, brood=lambda: brood, workers={},
+            look=lambda: brood, brood=lambda: brood, workers={}, output=None,
         )  # fmt: skip
         self.run = SimpleNamespace(port=18931, tls_port=None, judged=False)
         listener = SimpleNamespace(

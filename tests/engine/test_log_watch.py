@@ -1,0 +1,239 @@
+"""Whose a line of an error log is: by living processes, by those that ended, or nobody's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import structlog
+import trio
+import trio.testing
+from structlog.testing import capture_logs
+
+from supervisor.core.errors import ConfigError
+from supervisor.core.seen import BEFORE
+from supervisor.core.settings import SyslogSettings
+from supervisor.core.signals import LogLine
+from supervisor.edges.generation import Role
+from supervisor.edges.handover import HandOver, Parcel
+from supervisor.log_watch import ENDED, STDERR, TELL, UNKNOWN, LogWatch
+from supervisor.operations.world import World
+
+OLD, NEW = 1, 2
+DEAD = 2**22 - 1  # larger than pids get on a machine of this size
+
+
+@contextmanager
+def fork() -> Iterator[int]:
+    """A child that has not exec'd, as a worker."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if not pid:
+        os.close(theirs)
+        os.read(ours, 1)
+        os._exit(0)
+    try:
+        yield pid
+    finally:
+        os.close(theirs)
+        os.close(ours)
+        os.waitpid(pid, 0)
+
+
+def line(pid: int, text: str = "text") -> str:
+    return f"2026/11/24 13:11:55 [alert] {pid}#{pid}: {text}"
+
+
+class Scene:
+    """A watch of logs on two generations of paper."""
+
+    def __init__(self, *logs: Path, socket: Path | None = None) -> None:
+        self.heard: list[LogLine] = []
+        self.old = self.generation(OLD, Role.ACTIVE, logs)
+        self.new = self.generation(NEW, Role.CANDIDATE, logs)
+        self.world = SimpleNamespace(
+            generations=[self.old, self.new], run=None, log=structlog.get_logger(),
+            worker_identity=lambda: None,
+            settings=SimpleNamespace(
+                syslog=SyslogSettings(socket=None if socket is None else str(socket))
+            ),
+        )  # fmt: skip
+        self.watch = self.successor(HandOver())
+
+    def successor(self, hand_over: HandOver) -> LogWatch:
+        return LogWatch(cast(World, self.world), self.heard.append, hand_over)
+
+    @staticmethod
+    def generation(number: int, role: Role, logs: tuple[Path, ...]) -> SimpleNamespace:
+        return SimpleNamespace(
+            id=number, role=role, master=SimpleNamespace(pid=DEAD - number), alive=True,
+            workers={}, program=SimpleNamespace(error_logs=tuple(map(str, logs))),
+        )  # fmt: skip
+
+    def says(self, pid: int, text: str = "text") -> None:
+        self.watch.hear_output(["some other output", line(pid, text)])
+
+    @property
+    def whose(self) -> list[int | None]:
+        return [one.generation for one in self.heard]
+
+    async def until(self, number: int) -> None:
+        with trio.fail_after(20):
+            while len(self.heard) < number:
+                await trio.sleep(0.005)
+
+
+async def test_lines_of_masters_and_workers_are_theirs() -> None:
+    scene = Scene()
+    with fork() as worker:
+        scene.new.workers[worker] = None
+        for pid in (scene.old.master.pid, scene.new.master.pid, worker):
+            scene.says(pid)
+    assert scene.whose == [OLD, NEW, NEW]
+    assert {one.log for one in scene.heard} == {STDERR}
+
+
+async def test_a_worker_that_nobody_has_seen_yet_is_its_masters() -> None:
+    scene = Scene()
+    scene.old.master.pid = os.getpid()
+    with fork() as worker:
+        scene.says(worker)
+    assert scene.whose == [OLD]
+
+
+async def test_a_new_master_is_no_worker_of_the_one_that_forked_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    scene = Scene()
+    with subprocess.Popen(["sleep", "60"]) as exec_ed:
+        try:
+            scene.old.workers[exec_ed.pid] = None  # as it was taken for, a moment ago
+            scene.says(exec_ed.pid)
+            assert scene.whose == []
+            scene.new.master.pid = exec_ed.pid
+            del scene.old.workers[exec_ed.pid]
+            scene.watch.look()
+            assert scene.whose == [NEW]
+        finally:
+            exec_ed.kill()
+
+
+async def test_a_pid_that_is_nobodys_is_looked_for_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    scene = Scene()
+    scene.says(DEAD - 9, "late")
+    scene.says(DEAD - 8, "foreign")
+    assert scene.whose == []
+    await trio.sleep(UNKNOWN / 2)
+    scene.new.workers[DEAD - 9] = None
+    scene.watch.look()
+    assert scene.whose == [NEW]
+    await trio.sleep(UNKNOWN)
+    scene.watch.look()
+    assert scene.whose == [NEW, None]
+    assert scene.heard[-1].text == "foreign"
+
+
+async def test_the_last_words_of_a_process_are_its_own(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    scene = Scene()
+    scene.old.workers[DEAD - 9] = None
+    scene.old.workers[os.getpid()] = None
+    scene.watch.look()
+    scene.old.workers.clear()
+    scene.says(DEAD - 9)
+    scene.says(os.getpid())  # its pid is somebody else's by now
+    await trio.sleep(ENDED + 1)
+    scene.watch.look()
+    assert scene.whose == [OLD, None]
+    scene.says(DEAD - 9)
+    await trio.sleep(UNKNOWN)
+    scene.watch.look()
+    assert scene.whose == [OLD, None, None]
+
+
+async def test_each_kind_is_told_once_of_each_generation() -> None:
+    scene = Scene()
+    with capture_logs() as told:
+        for number in range(9):
+            scene.says(scene.old.master.pid, f"kind {number}")
+        scene.says(scene.new.master.pid, "kind 0")
+    assert [(one["event"], one["generation"], one["log_level"]) for one in told] == [
+        ("nginx.error_line", "g1", "info"),
+        ("nginx.error_line", "g2", "warning"),
+    ]
+
+
+async def test_doubtful_lines_are_told_now_and_then(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    scene = Scene()
+    forged = [
+        '2026/11/24 13:11:55 [error] 9#9: *1 open() "/a"',
+        line(scene.new.master.pid),
+        'x" failed (2: x), request: "GET /a%0a HTTP/1.0"',
+    ]
+    with capture_logs() as told:
+        for _ in range(5):
+            scene.watch.hear_output(forged)
+        await trio.sleep(TELL)
+        scene.watch.hear_output(forged)
+    assert scene.heard == []
+    assert [(one["event"], one["count"]) for one in told] == [
+        ("error_log.lines_doubted", 1),
+        ("error_log.lines_doubted", 5),
+    ]
+
+
+async def test_files_are_followed_and_a_successor_goes_on(tmp_path: Path) -> None:
+    log = tmp_path / "error.log"
+    scene = Scene(log)
+    log.write_text(line(1, "of before") + "\n")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(scene.watch.run)
+        scene.watch.look()
+        await scene.until(1)
+        assert (scene.whose, scene.watch.followed) == ([BEFORE], (str(log),))
+        with log.open("a") as file:
+            file.write(line(scene.new.master.pid, "a") + "\n")
+        await scene.until(2)
+        assert scene.heard[-1] == LogLine(
+            generation=NEW, pid=scene.new.master.pid, level=scene.heard[-1].level, text="a",
+            at=scene.heard[-1].at, log=str(log),
+        )  # fmt: skip
+        nursery.cancel_scope.cancel()
+    places = {"places": {str(log): [*os_identity(log), log.stat().st_size]}}
+    with log.open("a") as file:
+        file.write(line(scene.old.master.pid, "b") + "\n")
+    after = scene.successor(HandOver({"error_logs": Parcel(data=places)}))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(after.run)
+        after.look()
+        await scene.until(3)
+        assert (scene.whose[-1], scene.heard[-1].text) == (OLD, "b")
+        nursery.cancel_scope.cancel()
+
+
+def os_identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
+
+
+async def test_a_socket_that_cannot_be_made_is_fatal_to_a_first_start_alone(tmp_path: Path) -> None:
+    scene = Scene(socket=tmp_path / "missing" / "log.sock")
+    with pytest.raises(ConfigError):
+        await scene.watch.run()
+    after = scene.successor(HandOver({"error_logs": Parcel()}))
+    with capture_logs() as told:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(after.run)
+            nursery.cancel_scope.cancel()
+    assert [one["event"] for one in told] == ["syslog.not_open"]
