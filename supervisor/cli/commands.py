@@ -99,7 +99,7 @@ def _operate(
 ) -> int:
     from supervisor.cli.render import Timeline
 
-    timeline = Timeline(name)
+    timeline = Timeline(name, output.width())
     last: Fields = {}
     with Connection(options.socket, timeout=timeout) as connection:
         try:
@@ -162,7 +162,9 @@ def _look(
 
         show = {
             "status": render.status,
-            "history": render.history_in_detail if in_detail else render.history,
+            "history": lambda one: (
+                render.history_in_detail(one, output.width()) if in_detail else render.history(one)
+            ),
             "versions": render.versions,
             "check": render.check,
             "doctor": doctor,

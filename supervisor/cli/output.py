@@ -27,6 +27,14 @@ def insist_on_output() -> None:
         raise ClientError(wire.ExitCode.USAGE, text)
 
 
+def width() -> int | None:
+    """How many characters fit into a line of the terminal; None where it is none."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except (OSError, ValueError):
+        return None
+
+
 def line(text: str) -> bool:
     """Print one line at once; False where its reader went away: that one has seen enough.
 

@@ -33,8 +33,9 @@ _ORPHANS_SERVE = (
 class Timeline:
     """The lines of one operation, with the time since it was asked for."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, width: int | None = None) -> None:
         self._name = name
+        self._width = width  # of the terminal, where it is one
         self._begin = time.monotonic()
         self._said = ""  # a detail is said once, not by the trigger and by each phase after it
 
@@ -44,7 +45,7 @@ class Timeline:
         if event.get("event") == "verdict":
             return f"{elapsed:9.3f} s  {self._verdict(event)}"
         if event.get("event") == "warning":
-            return f"{elapsed:9.3f} s  {_warning(event)}"
+            return "\n".join(_warning(f"{elapsed:9.3f} s  ", event, self._width))
         words = [text(event.get("phase") or event.get("event")).ljust(12)]
         words += [text(event[key]) for key in ("generation", "version") if event.get(key)]
         if event.get("reason"):
@@ -224,7 +225,7 @@ def history(found: Fields) -> Iterator[str]:
     yield from _table([_verdict_cells(entry) for entry in entries])
 
 
-def history_in_detail(found: Fields) -> Iterator[str]:
+def history_in_detail(found: Fields, width: int | None = None) -> Iterator[str]:
     """The same, and below each line its detail and how long each phase took."""
     entries = _each(found.get("entries"))
     for line, entry in zip(history(found), entries or [{}], strict=True):
@@ -235,8 +236,14 @@ def history_in_detail(found: Fields) -> Iterator[str]:
             yield f"    {phases}"
         if evidence := _evidence(entry):
             yield f"    {evidence}"
-        for warning in _each(entry.get("warnings")):
-            yield f"    {_warning(warning)}"
+        warnings = _each(entry.get("warnings"))
+        notes = [one for one in warnings if one.get("severity") == "note"]
+        for warning in warnings:
+            if warning not in notes:
+                yield from _warning("    ", warning, width)
+        if notes:
+            named = dict.fromkeys(text(one.get("guard")) for one in notes)
+            yield f"    {len(notes)} notes of {', '.join(named)} (all of them: --json)"
 
 
 def _evidence(entry: Fields) -> str:
@@ -251,10 +258,22 @@ def _evidence(entry: Fields) -> str:
     return f"canary {said}; answers known by: {', '.join(words) or 'nothing'}; {seen}"
 
 
-def _warning(warning: Fields) -> str:
-    """What a guard says."""
-    severity = text(warning.get("severity") or "warning")
-    return f"{severity:<12}  {text(warning.get('guard'))}: {text(warning.get('detail'))}"
+def _warning(head: str, warning: Fields, width: int | None) -> Iterator[str]:
+    """What a guard says; in a terminal of `width` wrapped behind its head, else on one line."""
+    head += f"{text(warning.get('severity') or 'warning'):<12}  "
+    said = f"{text(warning.get('guard'))}: {text(warning.get('detail'))}"
+    room = 0 if width is None else width - len(head)
+    line = ""
+    for word in said.split(" "):
+        if line and room >= _NARROWEST and len(line) + 1 + len(word) > room:
+            yield head + line
+            head, line = " " * len(head), word
+        else:
+            line = f"{line} {word}" if line else word
+    yield head + line
+
+
+_NARROWEST = 20
 
 
 def _phases(value: object) -> str:

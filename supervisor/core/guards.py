@@ -413,9 +413,9 @@ def _another_certificate(file: TlsFile, before: Certificate, now: Certificate) -
 
 
 def _with_remedy(file: TlsFile, told: str) -> str:
+    what = "" if file.kind is Kind.CERTIFICATE else f"{file.kind.value} "
     return (
-        f"{file.kind.value} {file.path} ({file.place}): {told}; to change that alone, reload "
-        "before the upgrade"
+        f"{what}{file.path} ({file.place}): {told}; to change that alone, reload before the upgrade"
     )
 
 

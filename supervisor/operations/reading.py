@@ -19,8 +19,8 @@ from supervisor.edges.generation import Generation
 from supervisor.edges.runtime_state import KnownConfiguration
 from supervisor.operations.world import World
 
-_SLACK = 0.1
-"""Seconds by which the times of files and of processes may differ: other clocks, other ticks."""
+_SLACK = 0.02
+"""Seconds by which the times of files and of processes may differ: both are of coarse clocks."""
 
 
 def workers_since(generation: Generation) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.cli.render import Timeline, log_event, status
+from supervisor.cli.render import Timeline, history_in_detail, log_event, status
 from tests.control.fake_backend import STATUS, Fields, verdict
 
 SHA = "ab" * 32
@@ -162,3 +162,34 @@ def test_since_when_the_supervisor_runs_and_which_program_it_is() -> None:
         if one.startswith("supervisor")
     ]  # fmt: skip
     assert line.endswith("UTC, replaced 2026-01-03 00:00:00.000 UTC")
+
+
+# --- guards ----------------------------------------------------------------------------------
+
+WARNING: Fields = {
+    "event": "warning", "guard": "certificates", "severity": "warning",
+    "detail": "/tls/site.pem was replaced; reload before the upgrade",
+}  # fmt: skip
+
+
+def test_a_warning_is_wrapped_where_a_terminal_ends() -> None:
+    head = " " * len("    0.000 s  ")
+    assert Timeline("upgrade").line(WARNING)[len(head) :] == (
+        "warning       certificates: /tls/site.pem was replaced; reload before the upgrade"
+    )
+    first, *rest = Timeline("upgrade", 60).line(WARNING).split("\n")
+    assert first[len(head) :] == "warning       certificates: /tls/site.pem was"
+    assert rest == [
+        f"{head}              replaced; reload before the",
+        f"{head}              upgrade",
+    ]
+    # In a terminal of a few columns nothing is gained by that.
+    assert "\n" not in Timeline("upgrade", 30).line(WARNING)
+
+
+def test_the_history_names_warnings_and_counts_notes() -> None:
+    note: Fields = {**WARNING, "guard": "shared_zones", "severity": "note"}
+    entry: Fields = {**verdict("committed", "healthy"), "warnings": [note, WARNING, note]}
+    *_, warning, notes = history_in_detail({"entries": [entry]})
+    assert warning.startswith("    warning       certificates: /tls/site.pem was replaced")
+    assert notes == "    2 notes of shared_zones (all of them: --json)"

@@ -268,7 +268,7 @@ def test_a_renewed_certificate() -> None:
     renewed = replace(FIRST, fingerprint="2", key="l", not_after=NOW + 90 * DAY)
     (one,) = tls(pem(), pem(renewed, digest="e", changed=NOW))
     assert one.startswith(
-        "warning: certificate /tls/site.pem (/c/n.conf:7): the running generation has site.test "
+        "warning: /tls/site.pem (/c/n.conf:7): the running generation has site.test "
         "until 2027-01-16 08:00 UTC, the file now has site.test until 2027-04-15 08:00 UTC, with "
         "another key; to change that alone, reload"
     )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import shutil
 import ssl
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.e2e.harness import site, supervised
@@ -203,6 +205,10 @@ def test_an_adopted_nginx_has_not_read_what_is_younger_than_its_workers(
         with supervised.running(one) as nginx:
             (master,) = nginx.masters()
             until_noted(nginx)
+            workers = [psutil.Process(one.pid) for one in nginx.nginx() if not one.is_master]
+            began = max(one.create_time() for one in workers)
+            # The clocks of files and of processes are coarse; below that, nothing can be told.
+            until("a later time", lambda: time.time() > began + 0.1)
             nginx.die()
             for name in ("masters.json", "configurations.json"):
                 (one.folder / "state" / name).unlink()
