@@ -17,7 +17,8 @@ import pytest
 import trio
 
 from supervisor.core.errors import Refusal
-from supervisor.core.guards import Severity
+from supervisor.core.guard_settings import Guard, GuardSettings, Level
+from supervisor.core.guards import Finding, Severity
 from supervisor.core.nginx_listen import Listen, parse_listen
 from supervisor.edges import pidfile, preflight_checks, sockets
 from supervisor.edges.files import RealDisk
@@ -413,6 +414,78 @@ async def test_reuseport_with_another_number_of_workers(
         )
         plan = await ask(nginx, store, Request(binary=offered))
         assert isinstance(plan, Plan)
+
+
+async def test_reuseport_that_is_taken_out_is_refused(
+    tmp_path: Path, store: VersionStore, offered: Path
+) -> None:
+    """With as many workers as before: all sockets but one would have nobody, and clients hang."""
+    port = free_port()
+    http = f"server {{ listen 127.0.0.1:{port} reuseport; }} server {{ listen 127.0.0.1:{port}; }}"
+    with RunningNginx(tmp_path / "nginx", OLD, http=http) as nginx:
+        assert isinstance(await ask(nginx, store, Request(binary=offered)), Plan)
+        nginx.configure(http=http.replace(" reuseport", ""))
+        refusal = await refused(nginx, store, Request(binary=offered))
+        assert refusal.reason == "reuseport_workers_changed"
+        assert f"127.0.0.1:{port} ({nginx.config}:6) has lost its reuseport" in refusal.detail
+        # Whoever knows better may say so, and is told all the same.
+        lenient = replace(installation(nginx), guards=GuardSettings(reuseport=Level.WARN))
+        heard: list[Finding] = []
+        plan = await preflight(
+            Request(binary=offered), installation=replace(lenient, tell=heard.append),
+            active=active(nginx), store=store,
+        )  # fmt: skip
+        assert isinstance(plan, Plan)
+        assert [one.guard for one in heard] == [Guard.REUSEPORT]
+        assert tuple(heard) == plan.warnings
+
+
+async def test_reuseport_that_is_new_does_no_harm(
+    tmp_path: Path, store: VersionStore, offered: Path
+) -> None:
+    """The one socket that all have shared becomes the first worker's."""
+    http = f"server {{ listen 127.0.0.1:{free_port()}; }}"
+    with RunningNginx(tmp_path / "nginx", OLD, http=http) as nginx:
+        nginx.configure(http=http.replace(";", " reuseport;"))
+        plan = await ask(nginx, store, Request(binary=offered))
+        assert isinstance(plan, Plan)
+        assert plan.warnings == ()
+
+
+async def test_the_number_of_workers_may_come_from_the_command_line(
+    tmp_path: Path, store: VersionStore, offered: Path
+) -> None:
+    http = f"server {{ listen 127.0.0.1:{free_port()} reuseport; }}"
+    with RunningNginx(tmp_path / "nginx", OLD, http=http) as nginx:
+        text = nginx.config.read_text()
+        nginx.config.write_text(text.replace("worker_processes 2;", ""))
+        for given, passes in (("worker_processes 2;", True), ("worker_processes 3;", False)):
+            how = replace(
+                installation(nginx), globals=given, arguments=(*nginx.arguments, "-g", given)
+            )
+            asked = preflight(
+                Request(binary=offered), installation=how, active=active(nginx), store=store
+            )
+            if passes:
+                assert isinstance(await asked, Plan)
+            else:
+                with pytest.raises(Refusal, match="asks for 3 workers"):
+                    await asked
+
+
+@pytest.mark.needs("stream")
+async def test_a_unix_listener_for_datagrams_that_goes(
+    tmp_path: Path, store: VersionStore, offered: Path
+) -> None:
+    path = tmp_path / "d.sock"
+    stream = f"stream {{ server {{ listen unix:{path} udp; return x; }} }}"
+    with RunningNginx(tmp_path / "nginx", OLD, main=stream) as nginx:
+        nginx.configure(main=stream)
+        assert isinstance(await ask(nginx, store, Request(binary=offered)), Plan)
+        nginx.configure()
+        refusal = await refused(nginx, store, Request(binary=offered))
+        assert refusal.reason == "unix_listener_dropped"
+        assert str(path) in refusal.detail
 
 
 async def test_memory(
