@@ -10,6 +10,7 @@ import posixpath
 import re
 import shlex
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 _DEFAULT_PREFIX = "/usr/local/nginx"
 _VERSION = re.compile(r"^[\w.-]+ version: ([A-Za-z][\w-]*)/v?(\d+(?:\.\d+)+)", re.MULTILINE)
@@ -143,6 +144,7 @@ def parse_build(text: str) -> NginxBuild | None:
     return build if given is None else replace(build, prefix=given or "/")
 
 
+@lru_cache(maxsize=4096)
 def option_of_directive(name: str, *, section: str = "http") -> str | None:
     """The configure option of the module that has the directive; None where no table knows it."""
     for pattern, option in _MODULE_OF_DIRECTIVE:

@@ -167,7 +167,7 @@ async def _open_probe_listener(
     """
     listener = world.listener
     run.include_text = await trio.to_thread.run_sync(listener.text)
-    listener.learn(plan.dump)
+    await trio.to_thread.run_sync(listener.learn, plan.dump)
     try:
         ports = await trio.to_thread.run_sync(listener.choose_ports, world.settings.probes)
         run.include_written = True
@@ -200,7 +200,7 @@ async def _open_probe_listener(
     config = effective(tested, parse_globals(world.settings.nginx.globals or ""))
     if world.settings.probe_listener.include_file in config.files:
         run.port, run.tls_port = ports.plain, ports.tls
-        listener.learn(dump)
+        await trio.to_thread.run_sync(listener.learn, dump)
     else:
         await trio.to_thread.run_sync(partial(world.listener.restore, run.include_text))
         run.include_written = False
