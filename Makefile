@@ -7,7 +7,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv nginx check test test-pairs matrix misbehaviours soak demo run bench bench-lost fuzz clean
+.PHONY: help venv nginx check test test-pairs matrix misbehaviours soak demo run bench bench-lost bench-healthy fuzz clean
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -22,7 +22,8 @@ help:
 	@echo '             (about 12 min; ROUNDS=N); make test runs a quarter of them (MATRIX_SEED=N)'
 	@echo 'make demo    a live nginx is upgraded, then four bad builds are rolled back (about 30 s)'
 	@echo 'make run     the supervisor in the foreground with a sample site, to try things by hand'
-	@echo 'make bench   what the supervisor adds to the time of an upgrade; what a status and the libraries cost'
+	@echo 'make bench   what the supervisor adds to the time of an upgrade; how soon it reacts; what a status costs'
+	@echo 'make bench-healthy  200 healthy upgrades (ROUNDS=N) under load, none of which may be undone; 15 minutes'
 	@echo 'make bench-lost  a million requests through upgrades, rollbacks and crashes (REQUESTS=N); some minutes'
 	@echo 'make soak    random faults and upgrades, checked after each (SOAK_SECONDS=600, SOAK_SEED=N)'
 	@echo 'make fuzz    the coverage-guided fuzzer: FUZZ_SECONDS=60 for each target, FUZZ_SEED=1'
@@ -83,8 +84,13 @@ run: nginx
 bench: nginx
 	@$(PY) -m bench.upgrade_overhead
 	@$(PY) -m bench.crash_restart
+	@$(PY) -m bench.reaction
 	@$(PY) -m bench.cli_startup --installed
 	@$(PY) -m bench.dependencies
+
+ROUNDS := 200
+bench-healthy: nginx
+	@$(PY) -m bench.healthy_upgrades --rounds $(ROUNDS)
 
 REQUESTS := 1000000
 bench-lost: nginx

@@ -36,8 +36,11 @@ def write(
 ) -> Pair:
     """A certificate for `names`, put in its place by a rename; and our authority's."""
     now = datetime.now(UTC)
-    lasting = {"not_before": now - timedelta(9), "not_after": now - timedelta(1)} if expired else {}
-    made = authority(by).issue_cert(*names, **lasting)
+    made = authority(by).issue_cert(
+        *names,
+        not_before=now - timedelta(9) if expired else None,
+        not_after=now - timedelta(1) if expired else None,
+    )
     beside, path = folder / f"{file}.new", folder / file
     beside.write_bytes(made.private_key_and_cert_chain_pem.bytes())
     beside.rename(path)

@@ -73,11 +73,14 @@ def soak(
     seconds: float,
     *,
     steps: int | None = None,
+    at_least: int = 0,
     reuseport: bool = False,
     say: Callable[[str], None] = print,
 ) -> Summary:
-    """Do deeds for so long, at most so many; what was survived. Raises at the first that is not,
-    after it has said what was survived before; an interrupt does the same.
+    """Do deeds for so long, and `at_least` so many, but no more than `steps`; what was survived.
+
+    Raises at the first that is not, after it has said what was survived before; an interrupt does
+    the same.
 
     A deed that was begun is ended, so it takes a little longer.
     """
@@ -94,7 +97,7 @@ def soak(
         oracle = Oracle(world, load)
         end = time.monotonic() + seconds
         for number, name in enumerate(sequence(seed)):
-            if time.monotonic() > end or (steps is not None and number >= steps):
+            if (time.monotonic() > end and number >= at_least) or number == steps:
                 break
             began = time.monotonic()
             try:

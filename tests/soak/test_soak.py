@@ -15,7 +15,7 @@ SECONDS = 15.0
 
 
 def test_a_short_soak_is_survived(capsys: pytest.CaptureFixture[str]) -> None:
-    summary = runner.soak(SEED, SECONDS, say=lambda _: None)
+    summary = runner.soak(SEED, SECONDS, at_least=3, say=lambda _: None)
     with capsys.disabled():
         print(f"\n{summary}")
     done = list(itertools.islice(runner.sequence(SEED), sum(summary.deeds.values())))
