@@ -4,11 +4,13 @@ The kernel tells the inode of the other end at once, and then the descriptors of
 be gone through for it: some microseconds for each, and a worker of a busy host has tens of
 thousands. So only the workers that are asked about are looked at, in a thread of its own, the
 newest descriptors first, and with no more than `BUDGET`: then the worker could not be known. Where
-that happens again and again the search is given up, since it would cost a CPU and find nothing.
+that happens again and again the search is given up; and all searches of one aim together take no
+more than a small share of a CPU.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Protocol
@@ -18,10 +20,12 @@ import trio
 from supervisor.edges import socket_owners
 from supervisor.edges.socket_owners import SearchEnded, SocketAddress
 
-BUDGET = 0.05
+BUDGET = 0.2
 """Seconds of CPU time that one search may take."""
 GIVE_UP_AFTER = 5
 """Searches in a row that ended so, after which there are no more."""
+ALLOWANCE, SHARE = 1.0, 0.05
+"""Seconds of CPU time for all searches, and so much more for each second that has passed."""
 AT_ONCE = 100
 """Descriptors of all workers together that are gone through in less time than a thread begins."""
 CHEAP = 2000
@@ -49,6 +53,8 @@ class OwnerFinder:
         self._workers = workers
         self._budget = budget
         self._ended = 0  # searches in a row without a result in time
+        self._began = time.monotonic()
+        self._spent = 0.0  # seconds of CPU time
 
     @property
     def gave_up(self) -> bool:
@@ -61,9 +67,13 @@ class OwnerFinder:
         """See Owner."""
         workers = tuple(self._workers())
         open_files = _descriptors(workers)
-        if self.gave_up or (cheaply and (open_files is None or open_files > CHEAP)):
+        if (
+            self.gave_up
+            or self._is_overspent
+            or (cheaply and (open_files is None or open_files > CHEAP))
+        ):
             return None
-        search = partial(_search, there, here, workers, self._budget)
+        search = partial(self._search, there, here, workers)
         try:
             if open_files is not None and open_files <= AT_ONCE and socket_owners.has_diag():
                 found = search()
@@ -76,12 +86,22 @@ class OwnerFinder:
             self._ended = 0
         return found
 
+    @property
+    def _is_overspent(self) -> bool:
+        return self._spent > ALLOWANCE + SHARE * (time.monotonic() - self._began)
 
-def _search(
-    own: SocketAddress, peer: SocketAddress, workers: Collection[int], budget: float
-) -> int | None:
-    inode = socket_owners.connection_inode(own, peer)
-    return None if inode is None else socket_owners.owner_of(inode, workers, seconds=budget)
+    def _search(
+        self, own: SocketAddress, peer: SocketAddress, workers: Collection[int]
+    ) -> int | None:
+        """In a thread, or where it is short in the supervisor's own."""
+        began = time.thread_time()
+        try:
+            inode = socket_owners.connection_inode(own, peer)
+            if inode is None:
+                return None
+            return socket_owners.owner_of(inode, workers, seconds=self._budget)
+        finally:
+            self._spent += time.thread_time() - began
 
 
 def _descriptors(pids: Collection[int]) -> int | None:

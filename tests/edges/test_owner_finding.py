@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import trio
@@ -71,7 +72,7 @@ async def test_what_was_accepted_just_now_is_found_first(words: tuple[str, ...])
         assert len(new) < len(old)
         assert socket_owners._holds(busy.pid, new, inode, float("inf"))
         for workers in ([busy.pid], [other.pid, busy.pid], [busy.pid, other.pid]):
-            finder = OwnerFinder(lambda found=workers: found, budget=LONG)
+            finder = OwnerFinder(partial(list, workers), budget=LONG)
             assert await finder(busy.here, busy.there) == busy.pid
             assert await finder(other.here, other.there) == (
                 other.pid if other.pid in workers else None
@@ -91,6 +92,17 @@ async def test_the_search_has_a_limit_and_is_given_up() -> None:
         with pytest.raises(SearchEnded):
             socket_owners.owner_of(inode, [busy.pid], seconds=0.0)
         assert socket_owners.owner_of(inode, [busy.pid]) is None
+
+
+async def test_all_searches_together_take_a_small_share_of_a_cpu() -> None:
+    with holder(10) as one:
+        finder = OwnerFinder(lambda: [one.pid])
+        assert await finder(one.here, one.there) == one.pid
+        assert finder._spent > 0.0
+        finder._spent = owner_finding.ALLOWANCE + 1.0
+        assert await finder(one.here, one.there) is None
+        finder._began -= 2.0 / owner_finding.SHARE  # a while later
+        assert await finder(one.here, one.there) == one.pid
 
 
 async def test_a_search_that_ends_well_is_no_reason_to_give_up() -> None:
