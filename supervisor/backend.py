@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +49,7 @@ class Backend:
         evidence: Evidence,
         history: History,
         tap: LogTap,
+        error_logs: Callable[[], Mapping[str, object]] | None = None,
         succession: Succession | None = None,
         started: str | None = None,
     ) -> None:
@@ -62,6 +63,7 @@ class Backend:
         self._evidence = evidence
         self._history = history
         self._tap = tap
+        self._error_logs = error_logs
         self._doctor = Doctor(world)
         self._disk = DiskBinaryCache(world.settings.nginx.binary)
 
@@ -81,6 +83,7 @@ class Backend:
             drain_left=self._effects.drain_left(),
             started=self.started,
             replaced=self.replaced,
+            error_logs=None if self._error_logs is None else self._error_logs(),
         )
 
     def _running_upgrade(self) -> dict[str, object]:

@@ -315,7 +315,7 @@ def build(
     )
     backend = Backend(
         config=config, world=world, engine=engine, effects=effects, evidence=evidence,
-        history=history, tap=tap, started=utc_now(),
+        history=history, tap=tap, error_logs=log_watch.report, started=utc_now(),
     )  # fmt: skip
     door = Door(hand_over, engine.waiters.number_of)
     backend.succession = succession = Succession(

@@ -14,6 +14,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,7 @@ SYSLOG = "syslog"
 STDERR = "its standard error"
 
 _PENDING = 256
+_RECENT = 10
 _AT_ONCE = 8  # about a millisecond; then others have their turn
 _TOLD = 512
 
@@ -73,6 +75,7 @@ class LogWatch:
         self._known: dict[int, tuple[int, float]] = {}  # generation, and when it was seen last
         self._pending: deque[_Pending] = deque(maxlen=_PENDING)
         self._told: set[tuple[int | None, str]] = set()
+        self._recent: deque[object] = deque(maxlen=_RECENT)
         self._passed_over: dict[tuple[str, str], int] = {}
         self._told_at = -math.inf
         self._places: dict[str, object] = {}
@@ -84,6 +87,8 @@ class LogWatch:
             self._inherited = before.fds
             places = before.fields.get("places")
             self._places = dict(places) if isinstance(places, dict) else {}
+            lines = before.fields.get("lines")
+            self._recent.extend(lines if isinstance(lines, list) else ())
             hand_over.register("error_logs", self._give)
 
     @property
@@ -91,10 +96,23 @@ class LogWatch:
         """The files that are read."""
         return () if self._files is None else self._files.followed
 
+    def report(self) -> dict[str, object]:
+        """The logs as `status` shows them."""
+        unread = {} if self._files is None else self._files.unread
+        return {
+            "followed": list(self.followed),
+            "unread": [{"path": path, "detail": detail} for path, detail in unread.items()],
+            "syslog": None if self._socket is None else self._socket.path,
+            "lines": list(self._recent),
+        }
+
     def _give(self) -> Parcel:
         return Parcel(
             fds=() if self._socket is None else (self._socket.fd,),
-            data={"places": {} if self._files is None else self._files.places},
+            data={
+                "places": {} if self._files is None else self._files.places,
+                "lines": list(self._recent),
+            },
         )
 
     # --- who writes ---------------------------------------------------------------------------
@@ -164,10 +182,16 @@ class LogWatch:
         self._told.add(key)
         candidate = generation is not None and generation.role is Role.CANDIDATE
         tell = self._world.log.warning if candidate else self._world.log.info
-        tell(
-            "nginx.error_line", pid=line.pid, severity=line.level.name.lower(), line=line.text,
-            log=line.log, generation=None if line.generation is None else f"g{line.generation}",
-        )  # fmt: skip
+        fields = {
+            "generation": None if line.generation is None else f"g{line.generation}",
+            "pid": line.pid,
+            "severity": line.level.name.lower(),
+            "line": line.text,
+            "log": line.log,
+        }
+        tell("nginx.error_line", **fields)
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self._recent.append({"time": now, **fields})
 
     def hear_output(self, lines: Iterable[str]) -> None:
         """What nginx has written to its standard error, as `error_log stderr` does."""

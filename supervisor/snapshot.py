@@ -35,6 +35,7 @@ def status(
     drain_left: float | None = None,
     started: str | None = None,
     replaced: str | None = None,
+    error_logs: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
     """The reply of Status: the active generation first, orphans of a dead master as retiring.
 
@@ -67,6 +68,7 @@ def status(
         "config_matches_active": config_matches,
         "held_listeners": dict(held),
         "probes": list(probes),
+        "error_logs": None if error_logs is None else dict(error_logs),
         "restarts": restarts,
         "last_verdict": None if last_verdict is None else dict(last_verdict),
         "supervisor_pid": os.getpid(),

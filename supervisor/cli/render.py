@@ -113,12 +113,23 @@ def status(found: Fields) -> Iterator[str]:
     for probe in _each(found.get("probes")):
         since = f"  since {moment(probe['since'])}" if probe.get("since") else ""
         yield _row("probe", _words(probe, "name", "type", "state", "generation", "detail") + since)
+    yield from _error_logs(_fields(found.get("error_logs")))
     yield _row("restarts", text(found.get("restarts", 0)))
     if found.get("supervisor_started"):
         yield _row("supervisor", _supervisor(found))
     last = _fields(found.get("last_verdict"))
     if last:
         yield _row("last", "  ".join(filter(None, _verdict_cells(last))))
+
+
+def _error_logs(logs: Fields) -> Iterator[str]:
+    """What cannot be read of them, and the last severe lines."""
+    for unread in _each(logs.get("unread")):
+        yield _row("log unread", _words(unread, "path", "detail"))
+    for line in _each(logs.get("lines"))[-_LINES:]:
+        whose = _words(line, "generation") or "of nobody we know"
+        yield _row("log", f"{moment(line.get('time'))}  {whose}  {_words(line, 'pid', 'log')}")
+        yield _row("", f"[{text(line.get('severity'))}] {text(line.get('line'))}")
 
 
 def _supervisor(found: Fields) -> str:
@@ -180,6 +191,8 @@ _TAKES_IT = "`nginxctl upgrade` judges and takes it"
 _STANDS_BY = frozenset({"soaking", "held", "committing"})
 """The phases in which the active generation has given up its workers to the candidate."""
 
+_LINES = 3
+"""Lines of nginx's error logs that a status shows."""
 _DOWN = frozenset({"starting", "backoff", "degraded"})
 
 

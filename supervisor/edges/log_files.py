@@ -135,6 +135,11 @@ class LogFiles:
         return tuple(path for path, log in self._logs.items() if log.file is not None)
 
     @property
+    def unread(self) -> dict[str, str]:
+        """The logs that cannot be followed, and why."""
+        return {path: log.problem for path, log in self._logs.items() if log.problem}
+
+    @property
     def places(self) -> dict[str, list[int]]:
         """How far each log has been read, for a successor's `follow`."""
         return {

@@ -62,6 +62,21 @@ STATUS: Fields = {
             "detail": None,
         }
     ],
+    "error_logs": {
+        "followed": ["/var/log/nginx/error.log"],
+        "unread": [{"path": "/var/log/own.log", "detail": "Permission denied"}],
+        "syslog": None,
+        "lines": [
+            {
+                "time": "2025-01-02T03:04:05.678+00:00",
+                "generation": "g1",
+                "pid": 101,
+                "severity": "alert",
+                "line": "something is wrong",
+                "log": "/var/log/nginx/error.log",
+            }
+        ],
+    },
     "restarts": 0,
     "last_verdict": None,
 }

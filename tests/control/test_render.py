@@ -49,6 +49,29 @@ def test_the_file_on_disk() -> None:
     assert unnamed == "on disk    /usr/sbin/nginx", "it serves, whatever it calls itself"
 
 
+# --- error logs -----------------------------------------------------------------------------
+
+
+def test_the_last_severe_lines_and_unread_logs_are_shown() -> None:
+    line = {
+        "time": "2025-01-02T03:04:05.678+00:00", "generation": "g2", "pid": 7, "log": "syslog",
+        "severity": "alert", "line": "a\x1b[31m line",
+    }  # fmt: skip
+    told = lines(
+        error_logs={
+            "followed": ["/a"], "unread": [{"path": "/b", "detail": "Permission denied"}],
+            "syslog": None, "lines": [line] * 4 + [{**line, "generation": None}],
+        }
+    )  # fmt: skip
+    at = told.index("log unread /b  Permission denied")
+    assert told[at + 1 : at + 3] == [
+        "log        2025-01-02 03:04:05.678 UTC  g2  7  syslog",
+        "           [alert] a?[31m line",
+    ]
+    assert told[at + 5].endswith("of nobody we know  7  syslog")
+    assert sum(one.startswith("log  ") for one in told) == 3
+
+
 # --- generations ---------------------------------------------------------------------------
 
 

@@ -38,6 +38,8 @@ def assert_condemned(nginx: Supervised, answer: Answer, build: Build, log: str) 
     assert f"process {told['pid']} of the candidate {told['generation']} wrote into" in detail
     assert f"wrote into {log} [alert] {ALERT}; nobody wrote such a line before" in detail
     assert (told["level"], told["severity"], told["log"]) == ("warning", "alert", log)
+    (shown,) = nginx.status()["error_logs"]["lines"]
+    assert shown == {"time": shown["time"], **{key: told[key] for key in shown if key != "time"}}
     checks.assert_rolled_back(nginx, build, sha256(build.path))
 
 

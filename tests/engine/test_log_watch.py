@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import structlog
@@ -210,7 +210,10 @@ async def test_files_are_followed_and_a_successor_goes_on(tmp_path: Path) -> Non
             at=scene.heard[-1].at, log=str(log),
         )  # fmt: skip
         nursery.cancel_scope.cancel()
-    places = {"places": {str(log): [*os_identity(log), log.stat().st_size]}}
+    places = {
+        "places": {str(log): [*os_identity(log), log.stat().st_size]},
+        "lines": [{"generation": "g2", "line": "handed on"}],
+    }
     with log.open("a") as file:
         file.write(line(scene.old.master.pid, "b") + "\n")
     after = scene.successor(HandOver({"error_logs": Parcel(data=places)}))
@@ -219,6 +222,12 @@ async def test_files_are_followed_and_a_successor_goes_on(tmp_path: Path) -> Non
         after.look()
         await scene.until(3)
         assert (scene.whose[-1], scene.heard[-1].text) == (OLD, "b")
+        told = after.report()
+        assert (told["followed"], told["unread"], told["syslog"]) == ([str(log)], [], None)
+        assert [(one["generation"], one["line"]) for one in cast(list[Any], told["lines"])] == [
+            ("g2", "handed on"),
+            ("g1", "b"),
+        ]
         nursery.cancel_scope.cancel()
 
 
