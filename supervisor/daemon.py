@@ -50,6 +50,7 @@ from supervisor.inheritance import Estate, register, take_over
 from supervisor.log_watch import LogWatch
 from supervisor.operations.world import Generations, World
 from supervisor.reconfigure import reconfigure, restart_policy_of, rules_of
+from supervisor.sampling import watch_usage
 from supervisor.snapshot import version
 from supervisor.succession import Succession
 from supervisor.verdicts import utc_now
@@ -271,6 +272,7 @@ def build(
 
     def watch_generation(generation: Generation) -> None:
         nursery.start_soon(watch, world, generation, see, engine.post)
+        nursery.start_soon(watch_usage, world, generation, evidence.signals)
 
     world = World(
         settings=settings,

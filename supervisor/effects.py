@@ -271,6 +271,8 @@ class NginxEffects:
             id=state.upgrade.id,
             from_version=None if active is None else active.program.version,
         )
+        if active is not None:
+            active.changed.set()  # what it uses is looked at from now on
 
     async def record(self, before: State, after: State) -> None:
         """See `Effects.record`."""

@@ -7,7 +7,7 @@ brought to them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -48,7 +48,7 @@ BASELINE_LOOKS = 2
 
 def _ended(gone: WorkerExited) -> ProcessEnded:
     return ProcessEnded(
-        generation=gone.generation, pid=gone.pid, kind=ProcessKind.WORKER, code=gone.status.code,
+        generation=gone.generation, pid=gone.pid, kind=gone.kind, code=gone.status.code,
         signal=gone.status.signal, draining=gone.draining, at=gone.at,
     )  # fmt: skip
 
@@ -387,8 +387,14 @@ class Evidence:
 
     def signal(self, one: Signal) -> None:
         """Something that nginx gave away; remembered, also where nobody is judged."""
-        self._seen.add(one)
-        self._weigh(type(one))
+        self.signals((one,))
+
+    def signals(self, several: Sequence[Signal]) -> None:
+        """The same of a whole look: the triggers are asked once, when all of it is there."""
+        for one in several:
+            self._seen.add(one)
+        for news in dict.fromkeys(type(one) for one in several):
+            self._weigh(news)
 
     def _weigh(self, news: type[Signal] | None = None) -> None:
         """Ask the triggers that look at this kind of news, all of them without one."""
@@ -410,6 +416,9 @@ class Evidence:
         if isinstance(sighting, WorkerExited):
             self._see_exit(sighting)
             self.signal(_ended(sighting))
+            if sighting.kind is not ProcessKind.WORKER:
+                self._stir()  # it accepts nothing and is not asked to answer
+                return
         elif self._watch is Watch.ACTIVE:
             self._vacancy.see(sighting)
         candidate = self._world.candidate
@@ -443,7 +452,7 @@ class Evidence:
         if not expected and not gone.status.orderly and gone.status != UNKNOWN_EXIT:
             tell = self._world.log.warning
         tell(
-            "worker.exited", generation=f"g{gone.generation}", pid=gone.pid,
+            f"{gone.kind.value}.exited", generation=f"g{gone.generation}", pid=gone.pid,
             detail=str(gone.status), draining=gone.draining,
         )  # fmt: skip
 

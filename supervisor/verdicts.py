@@ -27,6 +27,8 @@ _CONDEMNS = frozenset(
         "candidate_exited", "start_timeout", "no_workers", "worker_died", "worker_fatal",
         "workers_respawning", "probe_failed", "error_log",
         "worker_failing", "worker_not_answering",
+        "memory_grows", "descriptors_grow", "master_burns_cpu", "worker_spinning",
+        "worker_stalled", "accept_queue_stalled", "candidate_deaf", "cache_manager_died",
     }
 )  # fmt: skip
 """Reasons of a rollback that speak against the candidate's binary; the others blame something else

@@ -13,6 +13,7 @@ import trio
 
 from supervisor.core.events import Event, MasterExited
 from supervisor.core.judge import SETTLE
+from supervisor.core.signals import ProcessKind
 from supervisor.edges import procfs
 from supervisor.edges.capture import PIECE, Capture
 from supervisor.edges.descriptors import RESERVE
@@ -33,6 +34,9 @@ So are workers that somebody else has come across first, as whoever waits for a 
 RESPAWN = 0.005
 """Seconds after a worker's exit at which its successor is expected to be there."""
 
+TITLE = 0.01
+"""Seconds until a process that starts is looked at again, then twice as many each time: what it is
+there for shows only once it has started, and perhaps not for long."""
 
 LINE = 1024
 """Characters of a line of nginx's output that go into the log."""
@@ -58,6 +62,7 @@ class WorkerExited:
     status: ExitStatus
     draining: bool  # it was seen leaving before
     at: float
+    kind: ProcessKind = ProcessKind.WORKER  # or a cache process
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +91,7 @@ async def watch(
     draining: set[int] = set()
     watched: set[int] = set()
     left: set[int] = set()  # workers that ended as they were told
+    caches: set[int] = set()  # cache processes
 
     async def master() -> None:
         await generation.master.wait_exited()
@@ -126,8 +132,10 @@ async def watch(
             WorkerExited(
                 generation=generation.id, pid=process.pid, status=status,
                 draining=process.pid in draining, at=trio.current_time(),
+                kind=ProcessKind.CACHE if process.pid in caches else ProcessKind.WORKER,
             )
         )  # fmt: skip
+        caches.discard(process.pid)
         for delay in (RESPAWN, SETTLE):
             await trio.sleep(delay)
             generation.changed.set()
@@ -135,12 +143,13 @@ async def watch(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(master)
         nursery.start_soon(_tell_output, world, generation)
-        stopped = False
+        stopped, starting, pause = False, frozenset[int](), TITLE
         while not (generation.exit is not None and generation.gone):
             brood = generation.look()
             if generation is world.active and not generation.told_to_stop:
                 hold(world, generation)
             draining |= brood.draining
+            caches |= brood.cache
             if brood.accepting and not brood.accepting & generation.accepted:
                 # As after a reload, or where all of them were killed.
                 if generation.accepted and generation.accepted <= draining | left:
@@ -177,7 +186,10 @@ async def watch(
                     )
                 )  # fmt: skip
             generation.changed = trio.Event()
-            with trio.move_on_after(min(CENSUS, world.settings.restart.hold_check)):
+            pause = 2 * pause if brood.starting <= starting else TITLE
+            starting = brood.starting
+            longest = min(CENSUS, world.settings.restart.hold_check)
+            with trio.move_on_after(min(pause, longest) if starting else longest):
                 await generation.changed.wait()
         nursery.cancel_scope.cancel()
 

@@ -6,6 +6,7 @@ candidate does. It is bounded: the newest of each kind of signal, by what it spe
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ from supervisor.core.error_log import kind_of
 from supervisor.core.signals import (
     LogLine,
     ProcessEnded,
+    Progress,
     Queue,
     Signal,
     Usage,
@@ -31,6 +33,8 @@ ENDS = 64
 """Ends of processes that are remembered of a generation."""
 SAMPLES = 64
 """Samples that are remembered of one process or one queue."""
+AGES = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+"""Ages of a process, in seconds: the first sample after each is kept beside the newest ones."""
 SUBJECTS = 1024
 """Processes or queues that are remembered of all generations; the oldest one goes first."""
 
@@ -44,7 +48,9 @@ class Seen:
         self._lines: dict[int, dict[str, deque[LogLine]]] = {}
         self._ends: dict[int, deque[ProcessEnded]] = {}
         self._usage: dict[tuple[int, int], deque[Usage]] = {}
-        self._queues: dict[tuple[int, str], deque[Queue]] = {}
+        self._ages: dict[tuple[int, int], deque[Usage]] = {}
+        self._progress: dict[tuple[int, int], deque[Progress]] = {}
+        self._queues: dict[tuple[int, str, int], deque[Queue]] = {}
 
     def add(self, one: Signal) -> None:
         """Remember it; a log line that is nobody's is forgotten at once."""
@@ -54,9 +60,18 @@ class Seen:
         elif isinstance(one, ProcessEnded):
             _append(self._ends, one.generation, one, ENDS)
         elif isinstance(one, Usage):
-            _append(self._usage, (one.generation, one.pid), one, SAMPLES)
+            self._add_usage((one.generation, one.pid), one)
+        elif isinstance(one, Progress):
+            _append(self._progress, (one.generation, one.pid), one, SAMPLES)
         else:
-            _append(self._queues, (one.generation, one.address), one, SAMPLES)
+            _append(self._queues, (one.generation, one.address, one.socket), one, SAMPLES)
+
+    def _add_usage(self, process: tuple[int, int], one: Usage) -> None:
+        _append(self._usage, process, one, SAMPLES)
+        kept = self._ages.get(process)
+        reached = bisect_right(AGES, one.age)
+        if reached and (not kept or bisect_right(AGES, kept[-1].age) < reached):
+            _append(self._ages, process, one, len(AGES))
 
     def _add_line(self, generation: int, line: LogLine) -> None:
         kinds = self._lines.setdefault(generation, {})
@@ -71,10 +86,10 @@ class Seen:
             del self._lines[number]
         for number in self._ends.keys() - generations:
             del self._ends[number]
-        for process in [one for one in self._usage if one[0] not in generations]:
-            del self._usage[process]
-        for queue in [one for one in self._queues if one[0] not in generations]:
-            del self._queues[queue]
+        _keep_only(self._usage, generations)
+        _keep_only(self._ages, generations)
+        _keep_only(self._progress, generations)
+        _keep_only(self._queues, generations)
 
     def lines(self, generation: int) -> Mapping[str, Sequence[LogLine]]:
         """The log lines of one generation, by their kind."""
@@ -88,10 +103,20 @@ class Seen:
         """What each process of one generation used, by its pid."""
         return {pid: tuple(row) for (one, pid), row in self._usage.items() if one == generation}
 
-    def queues(self, generation: int) -> Mapping[str, Sequence[Queue]]:
-        """The queues in front of one generation, by their address."""
+    def ages(self, generation: int) -> Mapping[int, Sequence[Usage]]:
+        """What each process of one generation used when it reached each of `AGES`, by its pid."""
+        return {pid: tuple(row) for (one, pid), row in self._ages.items() if one == generation}
+
+    def progress(self, generation: int) -> Mapping[int, Sequence[Progress]]:
+        """How each process of one generation got on, by its pid."""
+        return {pid: tuple(row) for (one, pid), row in self._progress.items() if one == generation}
+
+    def queues(self, generation: int) -> Mapping[tuple[str, int], Sequence[Queue]]:
+        """The queues in front of one generation, by their address and socket."""
         return {
-            address: tuple(row) for (one, address), row in self._queues.items() if one == generation
+            (address, socket): tuple(row)
+            for (one, address, socket), row in self._queues.items()
+            if one == generation
         }
 
     # --- over the replacement of the supervisor ---
@@ -112,12 +137,21 @@ class Seen:
         for kinds in self._lines.values():
             for lines in kinds.values():
                 yield from lines
-        for memory in (self._ends, self._usage, self._queues):
+        for memory in (self._ends, self._progress, self._queues):
             for row in memory.values():
                 yield from row
+        for process, samples in self._usage.items():
+            kept = {*self._ages.get(process, ()), *samples}
+            yield from sorted(kept, key=lambda one: one.at)
 
 
 Key = TypeVar("Key")
+Subject = TypeVar("Subject", bound=tuple[Any, ...])
+
+
+def _keep_only(memory: dict[Subject, deque[One]], generations: Collection[int]) -> None:
+    for subject in [one for one in memory if one[0] not in generations]:
+        del memory[subject]
 
 
 def _append(memory: dict[Key, deque[One]], key: Key, one: One, most: int) -> None:

@@ -73,6 +73,30 @@ class Usage:
     descriptors: int | None  # that it has open
     cpu: float  # seconds that all its threads have used so far
     at: float
+    sockets: int | None = None  # so many of the descriptors, about; None: they were not looked at
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How one process gets on at one moment; None, or an empty text: it could not be seen.
+
+    `awake` and `calls` are of the thread that has been awake longest. A thread that waits for a
+    processor is awake: so a host that is overloaded cannot make a process look idle.
+    """
+
+    generation: int
+    pid: int
+    kind: ProcessKind
+    age: float  # seconds since the process was started
+    state: str  # a letter, as in proc(5)
+    at: float
+    place: str = ""  # the function of the kernel in which its main thread sleeps
+    awake: float | None = None  # seconds that the thread has run or waited for a processor so far
+    calls: int | None = None  # of the thread, to read and to write, so far
+    turns: int | None = None  # how often its main thread was given a processor so far
+    unfetched: bool | None = None  # something is ready at its epoll instance
+    deaf_to: str = ""  # of a master: the signals that it has no handler for, between blanks
+    blocked: bool = False  # of a master: QUIT waits, as it does outside of the master's loop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +108,13 @@ class Queue:
     waiting: int
     limit: int
     at: float
+    socket: int = 0  # its inode: with reuseport several sockets have the same address
 
 
-Signal = LogLine | ProcessEnded | Usage | Queue
+Signal = LogLine | ProcessEnded | Usage | Progress | Queue
 
 _KINDS: Mapping[str, type[Signal]] = {
-    one.__name__: one for one in (LogLine, ProcessEnded, Usage, Queue)
+    one.__name__: one for one in (LogLine, ProcessEnded, Usage, Progress, Queue)
 }
 _ENUMS: Mapping[str, type[Enum]] = {"kind": ProcessKind, "level": Severity}
 

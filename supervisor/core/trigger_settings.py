@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from supervisor.core.seen import LINES
 from supervisor.core.settings_table import Table
 from supervisor.core.signals import Severity
+from supervisor.core.usage_settings import UsageSettings, parse_usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,7 @@ class TriggerSettings:
     error_log_crit: int = 5
     error_log_ignore: tuple[str, ...] = ()
     """Regular expressions of lines that condemn nobody, besides the built-in ones."""
+    usage: UsageSettings = field(default_factory=UsageSettings)
 
     @property
     def error_log_lines(self) -> Mapping[Severity, int]:
@@ -63,6 +65,7 @@ def parse_triggers(table: Table) -> TriggerSettings:
         ),
         patrol=table.flag("patrol", default=default.patrol),
         worker_silence=table.duration("worker_silence", default.worker_silence),
+        usage=parse_usage(table),
     )
 
 

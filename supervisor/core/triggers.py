@@ -14,29 +14,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from supervisor.core.case import Case as Case
+from supervisor.core.case import Trigger as Trigger
 from supervisor.core.error_log_rules import condemning
-from supervisor.core.seen import BEFORE, Seen
-from supervisor.core.signals import LogLine, Signal
+from supervisor.core.growth_rules import descriptors_grow, memory_grows
+from supervisor.core.process_rules import cache_manager_died, workers_lost
+from supervisor.core.progress_rules import (
+    candidate_deaf,
+    master_burns_cpu,
+    worker_spinning,
+    worker_stalled,
+)
+from supervisor.core.queue_rule import accept_queue_stalled
+from supervisor.core.seen import BEFORE
+from supervisor.core.signals import LogLine, ProcessEnded, Progress, Queue, Signal, Usage
 from supervisor.core.trigger_settings import TriggerSettings
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trigger:
-    """What condemns the candidate: a reason of the contract, and a text for people."""
-
-    reason: str
-    detail: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """Who is judged, against whom, on what, and when."""
-
-    candidate: int
-    reference: int | None  # the generation before; None: there is none to compare with
-    seen: Seen
-    alone: bool  # only the candidate accepts new connections
-    at: float
+from supervisor.core.usage_settings import UsageSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +58,24 @@ def error_log(case: Case, settings: TriggerSettings) -> Trigger | None:
     return Trigger(reason="error_log", detail=detail)
 
 
-TRIGGERS: tuple[Rule, ...] = (Rule((LogLine,), error_log),)
+def _of_usage(
+    rule: Callable[[Case, UsageSettings], Trigger | None],
+) -> Callable[[Case, TriggerSettings], Trigger | None]:
+    return lambda case, settings: rule(case, settings.usage)
+
+
+TRIGGERS: tuple[Rule, ...] = (
+    Rule((LogLine,), error_log),
+    Rule((Usage,), _of_usage(memory_grows)),
+    Rule((Usage,), _of_usage(descriptors_grow)),
+    Rule((Progress,), _of_usage(master_burns_cpu)),
+    Rule((Progress,), _of_usage(candidate_deaf)),
+    Rule((Progress,), _of_usage(worker_stalled)),
+    Rule((Progress,), _of_usage(worker_spinning)),
+    Rule((Queue,), _of_usage(accept_queue_stalled)),
+    Rule((ProcessEnded,), _of_usage(cache_manager_died)),
+    Rule((ProcessEnded, Usage), _of_usage(workers_lost)),
+)
 
 
 def weigh(

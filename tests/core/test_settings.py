@@ -41,6 +41,7 @@ from supervisor.core.settings import (
 )
 from supervisor.core.tls_settings import TlsSettings
 from supervisor.core.trigger_settings import TriggerSettings
+from supervisor.core.usage_settings import UsageSettings
 
 ROOT = Path(__file__).parents[2]
 NGINX = '[nginx]\nbinary = "/sbin/nginx"\nconfig = "/etc/nginx.conf"\n'
@@ -130,6 +131,19 @@ def test_every_key_is_taken() -> None:
         [triggers]
         respawns = 0
         respawn_interval = "10m"
+        usage_interval = "100ms"
+        memory_factor = 0
+        memory_floor_mb = 2
+        descriptors_factor = 4
+        descriptors_floor = 5
+        growing_for = "6s"
+        master_cpu_for = 7
+        worker_cpu_for = 8
+        stalled_for = 9
+        deaf_for = "0s"
+        cache_deaths = 10
+        losses = 11
+        loss_interval = "12s"
         [syslog]
         socket = "/run/l.sock"
         mode = "0622"
@@ -164,7 +178,14 @@ def test_every_key_is_taken() -> None:
         start_limit_interval=6, start_timeout=7,
     )  # fmt: skip
     assert settings.stop == StopSettings(quit_timeout=0, term_timeout=8, kill_timeout=9)
-    assert settings.triggers == TriggerSettings(respawns=0, respawn_interval=600)
+    assert settings.triggers == TriggerSettings(
+        respawns=0, respawn_interval=600,
+        usage=UsageSettings(
+            interval=0.1, memory_factor=0, memory_floor_mb=2, descriptors_factor=4,
+            descriptors_floor=5, growing_for=6, master_cpu_for=7, worker_cpu_for=8,
+            stalled_for=9, deaf_for=0, cache_deaths=10, losses=11, loss_interval=12,
+        ),
+    )  # fmt: skip
     assert settings.syslog == SyslogSettings(socket="/run/l.sock", mode=0o622)
     assert settings.log == LogSettings(format=LogFormat.CONSOLE, level=LogLevel.DEBUG)
 
