@@ -92,6 +92,7 @@ class Judge:
         self._health = {name: Health() for name in self._judging}
         self._last = dict.fromkeys(self._judging, "no answer yet")
         self._heard: dict[str, Outcome] = {}  # the last outcome that counts, by probe
+        self._hazy: dict[str, int] = {}  # looks in a row that proved nothing, by probe
         self._samples = dict.fromkeys(self._judging, 0)  # outcomes that count
         self._workers: frozenset[int] = frozenset()
         self._answered: set[int] = set()
@@ -110,6 +111,7 @@ class Judge:
         if seen.outcome is Outcome.INCONCLUSIVE:
             if seen.probe in self._last:
                 self._last[seen.probe] = seen.detail
+                self._hazy[seen.probe] = self._hazy.get(seen.probe, 0) + 1
             return
         if seen.generation != self._candidate:
             return
@@ -126,6 +128,7 @@ class Judge:
             self._traceable = True
         self._last[seen.probe] = seen.detail
         self._heard[seen.probe] = seen.outcome
+        self._hazy.pop(seen.probe, None)
         self._samples[seen.probe] += 1
         health = self._health[seen.probe].observe(
             seen.outcome, rise=criterion.rise, fall=criterion.fall
@@ -188,6 +191,7 @@ class Judge:
             "last": dict(self._last),
             "samples": dict(self._samples),
             "heard": {name: outcome.value for name, outcome in self._heard.items()},
+            "hazy": dict(self._hazy),
             "workers": sorted(self._workers),
             "answered": sorted(self._answered),
             "failing": [[pid, said] for pid, said in self._failing.items()],
@@ -213,6 +217,8 @@ class Judge:
             self._samples[name] = int(memory["samples"][name])
             if name in memory["heard"]:
                 self._heard[name] = Outcome(memory["heard"][name])
+        known = self._judging.keys()
+        self._hazy = {name: int(many) for name, many in memory["hazy"].items() if name in known}
         self._workers = frozenset(memory["workers"])
         self._answered = set(memory["answered"])
         self._failing = {int(pid): str(said) for pid, said in memory["failing"]}
@@ -260,8 +266,9 @@ class Judge:
 
     @property
     def doubted(self) -> frozenset[str]:
-        """The probes that judge and whose last answer that counts was a failure."""
-        return frozenset(name for name, last in self._heard.items() if last is Outcome.FAIL)
+        """The probes that were heard, and whose last answer was a failure or proved nothing."""
+        failed = (name for name, last in self._heard.items() if last is Outcome.FAIL)
+        return frozenset(failed) | (self._hazy.keys() & self._heard.keys())
 
     @property
     def undecided(self) -> bool:
@@ -283,6 +290,15 @@ class Judge:
                 text = (
                     f"probe {name} passed before the upgrade, and {self._often(name)} since the "
                     f"shift: {self._last[name]}"
+                )
+                return Finding(
+                    conclusion=Conclusion.INCONCLUSIVE, reason="soak_inconclusive", detail=text
+                )
+        for name, many in self._hazy.items():
+            if many >= self._judging[name].fall:
+                text = (
+                    f"probe {name} passed since the shift, and its last {many} looks proved "
+                    f"nothing: {self._last[name]}"
                 )
                 return Finding(
                     conclusion=Conclusion.INCONCLUSIVE, reason="soak_inconclusive", detail=text

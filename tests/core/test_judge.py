@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from supervisor.core.judge import Criterion, Judge
@@ -170,7 +172,9 @@ def test_a_look_beside_the_probes_shows_workers_and_is_no_part_of_a_row() -> Non
     [
         ((PASS,), None),
         ((FAIL, FAIL, PASS), None),
-        ((PASS, UNSURE), None),
+        ((PASS, UNSURE, UNSURE), None),
+        ((PASS, UNSURE, UNSURE, UNSURE), "soak_inconclusive"),
+        ((PASS, UNSURE, UNSURE, UNSURE, PASS), None),
         ((FAIL,), "probe_failed"),
         ((PASS, PASS, FAIL), "probe_failed"),
         ((PASS, FAIL, UNSURE), "probe_failed"),
@@ -189,6 +193,24 @@ def test_the_last_look_asks_for_a_good_last_answer(
     assert (None if found.conclusion is Conclusion.PASS else found.reason) == expected
     assert (found.conclusion is Conclusion.INCONCLUSIVE) is (expected == "soak_inconclusive")
     assert not expected or "what it said" in found.detail or "no answer yet" in found.detail
+
+
+def test_a_pass_of_long_ago_is_asked_for_again() -> None:
+    """The host was overloaded ever since: that is no pass."""
+    made = judge()
+    made.observe(seen(PASS))
+    assert not made.doubted
+    made.observe(seen(UNSURE, generation=None, detail="host overloaded"))
+    assert made.doubted == {"home"}
+    for _ in range(2):
+        made.observe(seen(UNSURE, generation=None, detail="host overloaded"))
+    text = made.conclude().detail
+    assert text.endswith("its last 3 looks proved nothing: host overloaded")
+    other = judge()
+    other.recall(json.loads(json.dumps(made.memory(at=1.0))), at=2.0)
+    assert other.conclude().detail == text
+    made.observe(seen(PASS))
+    assert not made.doubted
 
 
 def test_the_last_look_looks_at_every_probe_that_judges() -> None:
