@@ -19,7 +19,7 @@ _TITLES = {
     "host": "the supervisor and its host",
 }
 _WIDEST = 100
-_INDENT = 28
+_INDENT = 30
 _COLOURS = {"ok": "32", "note": "36", "warn": "33", "problem": "31;1"}
 _COUNTED = {"problem": "problem", "warn": "warning", "note": "note"}
 
@@ -54,7 +54,8 @@ def _finding(one: Mapping[str, object], width: int) -> Iterator[str]:
     for number, line in enumerate(_wrapped(advice, width - 3)):
         yield " " * _INDENT + ("-> " if number == 0 else "   ") + line
     for each in _list(one.get("lines")):  # not wrapped: they are to be copied
-        yield " " * (_INDENT + 5) + text(each)
+        line = text(each)
+        yield " " * max(4, min(_INDENT + 5, width - len(line) - 1)) + line
 
 
 def _wrapped(words: str, width: int) -> list[str]:

@@ -36,7 +36,7 @@ from supervisor.core.server_blocks import (
     why_not_in_canary,
 )
 from supervisor.core.settings import ProbeListenerSettings
-from supervisor.edges import socket_owners
+from supervisor.edges import procfs, socket_owners
 from supervisor.edges.files import REAL_DISK, Disk, read_regular, write_atomically
 
 _FILE_MODE = 0o644  # nginx's master reads it, and so does a curious operator
@@ -81,6 +81,7 @@ class ProbeListener:
         self._ports = range(settings.first_port, settings.last_port + 1)
         self._disk = disk
         self._last = self._ports[-1]
+        self._proved: dict[int, tuple[int, int | None, frozenset[int]]] = {}
         self._blocks: tuple[ServerBlock, ...] = ()
         self._no_tls = "the private listener does not speak TLS"
 
@@ -172,11 +173,26 @@ class ProbeListener:
             raise self._refusal("remove", exc) from exc
 
     def exclusive_to(self, port: int, candidate_master: int, old_master: int | None) -> Sharing:
-        """Who listens on `port`, by the sockets that the two masters have open."""
+        """Who listens on `port`, by the sockets that the two masters have open.
+
+        Cheap when asked again: sockets that were the candidate's alone stay so, since no process
+        that is there already can get one of them, and new ones have other inodes.
+        """
         listening = socket_owners.listening_inodes(port)
-        own = socket_owners.inodes_of(candidate_master)
+        case = (candidate_master, old_master, listening)
+        if case == self._proved.get(port) and procfs.is_alive(candidate_master):
+            return Sharing.EXCLUSIVE
+        found = self._who_listens(listening, candidate_master, old_master)
+        if found is Sharing.EXCLUSIVE:
+            self._proved[port] = case
+        return found
+
+    def _who_listens(
+        self, listening: frozenset[int], candidate_master: int, old_master: int | None
+    ) -> Sharing:
         if not listening:
             return Sharing.NOBODY
+        own = socket_owners.inodes_of(candidate_master)
         if not listening & own:
             return Sharing.ABSENT
         others = socket_owners.inodes_of(old_master) if old_master is not None else frozenset()

@@ -261,9 +261,9 @@ async def test_a_doctor_that_finds_something(control: str, backend: FakeBackend)
     lines = result.out.splitlines()
     assert (result.code, max(map(len, lines)) <= 80) == (0, True)
     assert lines[0] == "how a candidate would be judged"
-    assert lines[1].startswith("  warn     private listener a a")
+    assert lines[1].startswith("  warn     private listener   a a")
     assert lines[-4:] == [
-        " " * 28 + "-> in the server block:", " " * 33 + "include /run/probe*.conf;", "",
+        " " * 30 + "-> in the server block:", " " * 35 + "include /run/probe*.conf;", "",
         "1 warning, 0 ok",
     ]  # fmt: skip
     long = {**finding, "level": "problem", "name": "probe with_a_very_long_name", "lines": []}
@@ -273,7 +273,7 @@ async def test_a_doctor_that_finds_something(control: str, backend: FakeBackend)
     lines = result.out.splitlines()
     assert result.code == 1
     assert lines[1] == "  problem  probe with a very long name"
-    assert lines[2] == " " * 28 + "a " * 25 + "a"
+    assert lines[2] == " " * 30 + "a " * 24 + "a"
     assert "the supervisor and its host" in lines
     assert lines[-1] == "1 problem, 1 note, 1 ok"
 

@@ -268,6 +268,27 @@ def test_sharing_is_seen_by_the_sockets(listener: ProbeListener, first: int) -> 
     assert listener.exclusive_to(first, candidate, old) is Sharing.NOBODY
 
 
+def test_what_was_proved_is_not_looked_for_again(
+    listener: ProbeListener, first: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    real = socket_owners.inodes_of
+    monkeypatch.setattr(socket_owners, "inodes_of", lambda pid: looked.append(pid) or real(pid))
+    with listening(first) as candidate, listening(first + 1) as old:
+        for _ in range(3):
+            assert listener.exclusive_to(first, candidate, old) is Sharing.EXCLUSIVE
+        assert looked == [candidate, old]
+        with listening(first):  # others are looked at anew
+            assert listener.exclusive_to(first, candidate, old) is Sharing.SHARED
+        assert listener.exclusive_to(first, candidate, old) is Sharing.EXCLUSIVE
+        assert listener.exclusive_to(first, candidate, candidate) is Sharing.SHARED
+        assert looked.count(candidate) == 4
+        monkeypatch.setattr(probe_listener.procfs, "is_alive", lambda _pid: False)
+        listener.exclusive_to(first, candidate, old)
+        assert looked.count(candidate) == 5
+    assert listener.exclusive_to(first, candidate, old) is Sharing.NOBODY
+
+
 @pytest.mark.usefixtures("way")
 def test_a_listener_on_all_addresses_counts(listener: ProbeListener, first: int) -> None:
     for family, host in [(V4, "0.0.0.0"), *([(V6, "::")] if HAS_V6 else [])]:
