@@ -94,6 +94,7 @@ class Backend:
             "to_version": None if run is None else run.to_version,
             "elapsed_s": round(whole, 3),
             "phase_elapsed_s": round(phase, 3),
+            **self._evidence.lookout.observed.report(),
         }
 
     @asynccontextmanager

@@ -142,6 +142,7 @@ class Evidence:
         is down is not waited for. A silent one is given its timeout.
         """
         self.not_observed = ""
+        self.lookout.expect()
         rows = self._board.rows
         asked = {n for n, one in rows.items() if one.health.state is not HealthState.DOWN}
         for _ in range(BASELINE_LOOKS):

@@ -30,6 +30,10 @@ class Lookout:
         self._accepting: frozenset[int] = frozenset()
         self.observed = Observed()
 
+    def expect(self) -> None:
+        """A candidate is to come, of which nothing has been seen."""
+        self.observed = Observed()
+
     def begin_canary(self, candidate: int, accepting: frozenset[int]) -> None:
         """Both generations accept; of the candidate nothing has been seen yet."""
         self.observed = Observed()

@@ -158,6 +158,8 @@ def _upgrade(upgrade: Fields) -> Iterator[str]:
     if isinstance(spent, int | float) and isinstance(whole, int | float):
         words += f"  ({spent:.1f} s in this phase, {whole:.1f} s in all)"
     yield _row("upgrade", words)
+    if evidence := _evidence(upgrade):
+        yield _row("", evidence)
     if upgrade.get("inconclusive"):
         yield _row("", f"inconclusive: {text(upgrade['inconclusive'])}")
         if upgrade.get("phase") == "canary":

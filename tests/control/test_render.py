@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.cli.render import Timeline, history_in_detail, log_event, status
+from supervisor.cli.render import Timeline, history, history_in_detail, log_event, status
 from tests.control.fake_backend import STATUS, Fields, verdict
 
 SHA = "ab" * 32
@@ -216,3 +216,47 @@ def test_the_history_names_warnings_and_counts_notes() -> None:
     *_, warning, notes = history_in_detail({"entries": [entry]})
     assert warning.startswith("    warning       certificates: /tls/site.pem was replaced")
     assert notes == "    2 notes of shared_zones (all of them: --json)"
+
+
+def looked_at(observed: bool | None, answered: int, workers: int) -> dict[str, object]:  # noqa: FBT001
+    return {
+        "canary_observed": observed, "attribution": ["private_listener", "socket_owner"],
+        "coverage": {"answered": answered, "workers": workers},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verdict_word", "told", "said"),
+    [
+        ("committed", looked_at(True, 16, 16), ""),
+        ("committed", looked_at(True, 3, 16), "(3 of 16 workers seen answering)"),
+        ("committed", looked_at(True, 0, 16), ""),  # not traceable at all
+        ("committed", looked_at(False, 0, 16), "(canary not observed)"),
+        ("committed", {**looked_at(False, 0, 2), "judged": False}, ""),  # that is said instead
+        ("committed", looked_at(None, 0, 0), ""),
+        ("rolled_back", looked_at(True, 3, 16), ""),
+    ],
+)
+def test_what_nobody_saw_is_said_of_a_commit(
+    verdict_word: str, told: dict[str, object], said: str
+) -> None:
+    shown = Timeline("upgrade").line(verdict(verdict_word, **told))
+    row = "\n".join(history({"entries": [verdict(verdict_word, **told)]}))
+    for text in ("(canary not observed)", "workers seen answering)"):
+        assert (text in shown) is (text in row) is (text in said)
+    assert said in shown
+
+
+def test_how_a_candidate_was_looked_at() -> None:
+    entry = verdict("committed", **looked_at(True, 3, 16))
+    shown = list(history_in_detail({"entries": [entry]}))
+    assert shown[-1] == (
+        "    canary observed; answers known by: private listener, socket owner; "
+        "3 of 16 workers answered"
+    )
+    unseen = {**looked_at(False, 0, 2), "attribution": []}
+    (*_, last) = history_in_detail({"entries": [verdict("committed", **unseen)]})
+    assert last == "    canary not observed; answers known by: nothing; 0 of 2 workers answered"
+    upgrade = {"id": "u1", "phase": "soaking", **looked_at(True, 2, 2)}
+    shown = list(status({"state": "upgrading", "upgrade": upgrade}))
+    assert any("2 of 2 workers answered" in line for line in shown)
