@@ -24,6 +24,7 @@ from supervisor.core.model import State
 from supervisor.core.settings import ControlSettings, Settings
 from supervisor.edges import linux
 from supervisor.edges.config_file import load_settings
+from supervisor.edges.config_store import ConfigStore
 from supervisor.edges.control import serve_control
 from supervisor.edges.control_gate import Gate, notes_on
 from supervisor.edges.control_handover import Door
@@ -47,9 +48,12 @@ from supervisor.effects import NginxEffects
 from supervisor.engine import Engine
 from supervisor.evidence import Evidence
 from supervisor.inheritance import Estate, register, take_over
+from supervisor.jury import Jury
 from supervisor.log_watch import LogWatch
+from supervisor.operations.config_copies import keep_copy
 from supervisor.operations.world import Generations, World
 from supervisor.reconfigure import reconfigure, restart_policy_of, rules_of
+from supervisor.reloads import Reloads
 from supervisor.sampling import watch_usage
 from supervisor.snapshot import version
 from supervisor.succession import Succession
@@ -279,11 +283,13 @@ def build(
         log=log,
         store=VersionStore(directory, keep=settings.state.keep_versions),
         journal=Journal(directory),
+        configs=ConfigStore(directory),
         listener=ProbeListener(settings.probe_listener),
         generations=Generations(first_id=runtime_first_id(runtime)),
         post=lambda event: engine.post(event),
         watch=watch_generation,
         background=nursery.start_soon,
+        keep_copy=lambda generation: nursery.start_soon(keep_copy, world, generation),
         lock=locks.take,
         keep_locks=locks.keep_only,
         held=HeldListeners(
@@ -305,7 +311,13 @@ def build(
     )
     log_watch = LogWatch(world, evidence.signal, hand_over)
     world.look_at_logs, world.hear_output = log_watch.look, log_watch.hear_output
-    effects = NginxEffects(world, evidence, history, runtime, notifier)
+    effects = NginxEffects(
+        world, evidence, history, runtime, notifier,
+        lambda verdicts: Reloads(
+            world, Jury(world, evidence, prober), verdicts, new_id=new_upgrade_id,
+            resume=lambda: finish_reload(engine, log),
+        ),
+    )  # fmt: skip
     world.progress = lambda reply: engine.progress(reply)
     engine = Engine(
         State(rules=rules_of(settings), restarts=restart_policy_of(settings)),
@@ -342,6 +354,15 @@ async def reload_to_revive(engine: Engine, log: FilteringBoundLogger) -> None:
     for reply in verdicts:
         tell = log.warning if reply["verdict"] == "committed" else log.error
         tell("generation.revived", verdict=reply["verdict"], detail=reply["detail"])
+
+
+async def finish_reload(engine: Engine, log: FilteringBoundLogger) -> None:
+    """Have a guarded reload that stands half done ended; its verdict is in the history."""
+    async with engine.submit(Reload(guard=True, resume=True)) as answers:
+        verdicts = [reply async for reply in answers if "verdict" in reply]
+    for reply in verdicts:
+        if reply["verdict"] == "refused":
+            log.warning("reload.not_resumed", reason=reply["reason"], detail=reply["detail"])
 
 
 def new_upgrade_id() -> str:

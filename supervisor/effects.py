@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from supervisor.edges.runtime_state import RuntimeState
 from supervisor.evidence import Evidence
 from supervisor.operations import (
     ending,
+    guard,
     listeners,
     preflight,
     reading,
@@ -38,6 +39,7 @@ from supervisor.operations import (
 from supervisor.operations.adoption import on_record
 from supervisor.operations.restore import replaced_since
 from supervisor.operations.world import UpgradeRun, World
+from supervisor.reloads import Reloads
 from supervisor.verdicts import Verdicts, utc_now
 from supervisor.waiters import OF_NO_CANDIDATE
 
@@ -59,11 +61,13 @@ class NginxEffects:
         history: History,
         runtime: RuntimeState,
         notifier: Notifier,
+        reloads: Callable[[Verdicts], Reloads],
     ) -> None:
         self._world = world
         self._evidence = evidence
         self._history = history
         self._verdicts = Verdicts(world, history, self._remember_masters)
+        self._reloads = reloads(self._verdicts)
         self._runtime = runtime
         self._notifier = notifier
         self._told_ready = False
@@ -73,6 +77,7 @@ class NginxEffects:
         self._drain_left: dict[int, float] = {}  # what a predecessor has left of that
         self._masters_changed = trio.Event()
         world.remember = self._remember_masters
+        world.reloaded = self._reloads.judge_foreign
         self._cold = True  # the next start is no restart after a crash
         self._looked = False  # for what a predecessor has left
 
@@ -154,6 +159,8 @@ class NginxEffects:
 
     async def _adopt(self) -> Succeeded | None:
         """What a predecessor has left, once; None where nothing of nginx lives."""
+        configs = self._world.configs
+        self._world.guard = await trio.to_thread.run_sync(guard.left_behind, configs)
         found = await recover.recover(self._world, self._runtime, self._history)
         self._looked = True
         if found is not None:
@@ -165,6 +172,7 @@ class NginxEffects:
         return found
 
     async def _start(self, *, rescue: bool) -> Succeeded:
+        await guard.settle_before_start(self._world)
         done = await start.start(self._world, rescue=rescue, cold=self._cold)
         self._cold = False
         self.starts += 1
@@ -215,10 +223,13 @@ class NginxEffects:
         self._remember_masters()
         return Succeeded(note="nginx is stopped")
 
-    async def reload(self) -> tuple[str, str]:
+    async def reload(
+        self, command: commands.Reload, tell: Callable[[dict[str, object]], None]
+    ) -> dict[str, object]:
         """Reload the active generation; see `Effects.reload`."""
+        self._evidence.expect_new_passes()  # of a configuration that fails no restart is a cure
         try:
-            return await reload.reload(self._world)
+            return await self._reloads.run(command, tell)
         finally:
             self._world.release_old_locks()
 
@@ -363,6 +374,7 @@ class NginxEffects:
 
     def settled(self, state: State) -> None:
         """Tell the service manager, once READY and then each change of state."""
+        self._reloads.settled(state)
         active = self._world.active
         serves = active is not None and active.alive and not active.quitting
         if state.phase in (Phase.DEGRADED, Phase.STOPPED) and not serves:

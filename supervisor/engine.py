@@ -337,8 +337,8 @@ class Engine:
             case actions.ReportIncident(reason=reason, detail=detail):
                 self._log.warning("supervisor.incident", reason=reason, detail=detail)
                 self.progress({"event": "incident", "reason": reason, "detail": detail})
-            case actions.ReloadActive(request):
-                nursery.start_soon(self._reload, request)
+            case actions.ReloadActive(request=request, command=command):
+                nursery.start_soon(self._reload, request, command)
             case actions.ReopenLogs(request):
                 await self._reopen(request)
             case actions.Retire(generation=generation):
@@ -379,10 +379,12 @@ class Engine:
             self._armed.pop(timer, None)
             self._send.send_nowait(_Posted(events.TimerFired(timer), phase=phase))
 
-    async def _reload(self, request: int) -> None:
+    async def _reload(self, request: int, command: commands.Reload) -> None:
         self._waiters.accept(request)
         try:
-            reason, detail = await self._effects.reload()
+            told = await self._effects.reload(
+                command, lambda reply: self._waiters.tell(request, reply)
+            )
         except SupervisorError as exc:
             verdict = "refused" if isinstance(exc, Refusal) else "failed"
             self._answer(request, verdict, exc.reason, exc.detail)
@@ -390,7 +392,7 @@ class Engine:
             self._log.exception("operation.bug", operation="reload")
             self._answer(request, "failed", "internal_error", _fault("reload", exc))
         else:
-            self._answer(request, "committed", reason, detail)
+            self._waiters.finish(request, told)
         self.post(events.ReloadEnded())
 
     async def _reopen(self, request: int) -> None:

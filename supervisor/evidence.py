@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from supervisor.aiming import Ports, ports_of, private_aim, public_aim, shared_port
+from supervisor.audience import Audience
 from supervisor.core.actions import Watch
 from supervisor.core.errors import OperationFailed
 from supervisor.core.events import CandidateHealthy, Event, ProbeFailed, Triggered
@@ -86,6 +87,7 @@ class Evidence:
         self._told_healthy = False
         self._told_trigger = False
         self._passed: dict[str, int] = {}  # the generation with which each probe was up
+        self.audience = Audience()
         self._memory: tuple[Mapping[str, Any], float] | None = None  # of a predecessor's judge
 
     # --- aiming -----------------------------------------------------------------------------
@@ -93,6 +95,7 @@ class Evidence:
     def aim(self, watch: Watch) -> None:
         """Look at something else from now on; a fresh round of probes starts at once."""
         before, self._watch = self._watch, watch
+        self.audience.aimed()
         if self._judge is not None:
             self.lacking = self._judge.lacking
         if watch is Watch.CANARY:
@@ -143,18 +146,32 @@ class Evidence:
         """
         self.not_observed = ""
         self.lookout.expect()
-        rows = self._board.rows
-        asked = {n for n, one in rows.items() if one.health.state is not HealthState.DOWN}
-        for _ in range(BASELINE_LOOKS):
-            await self._ask_now(asked)
-            asked = {name for name in self._known(asked) if not self._board.passes(name)}
-        self._up_before = frozenset(name for name in self._board.probes if self._board.passes(name))
+        self._up_before = await self.passing()
         for name in self._board.probes.keys() - self._up_before:
             self._world.log.warning(
                 "probe.cannot_judge", probe=name,
                 detail="it does not pass before the upgrade: "
                 f"{self._board.rows[name].detail or 'no answer'}",
             )  # fmt: skip
+
+    async def passing(self) -> frozenset[str]:
+        """The probes that pass, each asked once more for that; see `baseline`."""
+        rows = self._board.rows
+        asked = {n for n, one in rows.items() if one.health.state is not HealthState.DOWN}
+        for _ in range(BASELINE_LOOKS):
+            await self._ask_now(asked)
+            asked = {name for name in self._known(asked) if not self._board.passes(name)}
+        return frozenset(name for name in self._board.probes if self._board.passes(name))
+
+    @property
+    def watching(self) -> Watch:
+        """What the probes are aimed at."""
+        return self._watch
+
+    @property
+    def board(self) -> Board:
+        """What each probe says now."""
+        return self._board
 
     async def _ask_now(self, names: set[str]) -> None:
         began = trio.current_time()
@@ -343,6 +360,7 @@ class Evidence:
             self._judge.observe(seen)
             self._conclude()
         self._see_failure(probe, seen)
+        self.audience.observe(seen)
         self._stir()
 
     def _see_failure(self, probe: ProbeSettings, seen: Observation) -> None:
@@ -394,6 +412,7 @@ class Evidence:
         """The same of a whole look: the triggers are asked once, when all of it is there."""
         for one in several:
             self._seen.add(one)
+            self._world.hear_signal(one)
         for news in dict.fromkeys(type(one) for one in several):
             self._weigh(news)
 
@@ -414,6 +433,7 @@ class Evidence:
 
     def see(self, sighting: Sighting) -> None:
         """A worker's exit, or a count of workers."""
+        self.audience.see(sighting)
         if isinstance(sighting, WorkerExited):
             self._see_exit(sighting)
             self.signal(_ended(sighting))

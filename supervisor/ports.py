@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from supervisor.core import actions, events
+from supervisor.core import actions, commands, events
 from supervisor.core.model import State
 from supervisor.waiters import Reply
 
@@ -37,10 +37,10 @@ class Effects(Protocol):
         """Put a verdict on disk, close the upgrade's journal; the verdict as it is told."""
         ...
 
-    async def reload(self) -> tuple[str, str]:
-        """Reload the active generation; reason and detail.
+    async def reload(self, command: commands.Reload, tell: Callable[[Reply], None]) -> Reply:
+        """Reload the active generation, telling each step; the verdict, which is on disk.
 
-        Raises Refusal where nothing was changed, OperationFailed where HUP was sent in vain.
+        Raises Refusal where nothing was changed.
         """
         ...
 

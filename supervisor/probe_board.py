@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,6 +24,13 @@ class Row:
     heard_at: float | None = None  # monotonic seconds
     attribution: Attribution | None = None
     worker: int | None = None
+    changed_at: float = -math.inf  # the same; of the last change of state
+    before: HealthState = HealthState.UNKNOWN  # ... and what it was until then
+
+    def was_up(self, at: float) -> bool:
+        """Whether it was up then; a change before the last one is not known any more."""
+        state = self.health.state if at >= self.changed_at else self.before
+        return state is HealthState.UP
 
 
 class Board:
@@ -53,6 +61,7 @@ class Board:
         row.attribution, row.worker = seen.attribution, seen.worker_pid
         if row.health.state is before:
             return False
+        row.changed_at, row.before = at, before
         row.since = datetime.now(UTC).isoformat(timespec="milliseconds")
         return True
 
@@ -60,6 +69,10 @@ class Board:
         """Whether it is up, or on the way there, and its last answer was a pass."""
         health = self.rows[name].health
         return health.passes > 0 and health.state is not HealthState.DOWN
+
+    def up_at(self, at: float) -> frozenset[str]:
+        """The probes that were up at this moment, as far as their last change tells."""
+        return frozenset(name for name, row in self.rows.items() if row.was_up(at))
 
     def heard_since(self, name: str, at: float) -> bool:
         """Whether anything was heard of it after `at`."""

@@ -166,6 +166,9 @@ class Succession:
         if run is not None and run.stored is not None and not run.settled.is_set():
             self._nursery.start_soon(self._look_again, run.settled)
             return False
+        if self._world.foreign_hearing is not None:
+            self._nursery.start_soon(self._look_again, self._world.foreign_hearing)
+            return False
         if any(generations.get(one) is None for one in self._engine.state.retiring):
             return False  # it is gone, and the pid file is being seen to
         return not self._engine.waiters.unsettled

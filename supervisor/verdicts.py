@@ -210,7 +210,9 @@ class Verdicts:
 
 
 def was_begun(verdict: Mapping[str, object]) -> bool:
-    """Whether it ends something, and is no refusal at once: that has no phase behind it."""
+    """Whether it ends an upgrade or a rollback that was begun: a refusal has no phase behind it."""
+    if verdict.get("operation") == "reload":
+        return False
     return verdict.get("verdict") != Verdict.REFUSED.value or bool(verdict.get("phases"))
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import trio
 
-from supervisor.core import actions
+from supervisor.core import actions, commands
 from supervisor.core.actions import Operation, Run
 from supervisor.core.errors import OperationFailed, SupervisorError
 from supervisor.core.events import Succeeded
@@ -117,10 +117,16 @@ class FakeEffects:
         self.history.append(told)
         return told
 
-    async def reload(self) -> tuple[str, str]:
-        self.calls.append(("reload",))
+    async def reload(
+        self, command: commands.Reload, tell: Callable[[dict[str, object]], None]
+    ) -> dict[str, object]:
+        self.calls.append(("reload", command))
+        tell({"event": "phase", "phase": "shifting"})
         done = await self._answer("reload")
-        return "reloaded", done.note
+        return {
+            "event": "verdict", "verdict": "committed", "reason": "reloaded", "detail": done.note,
+            "judged": True, "elapsed_s": 1.5, "phases": {"shifting": 1.5},
+        }  # fmt: skip
 
     def reopen(self) -> str:
         self.calls.append(("reopen",))

@@ -171,6 +171,15 @@ def _self_upgrade_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _reload_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--guard",
+        action="store_true",
+        help="watch the new configuration for a while ([reload] guard), and put the previous files "
+        "back and reload again where the probes or the workers fail with it (exit code 4)",
+    )
+
+
 def _history_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", type=_positive, metavar="N", help="the last N only")
     parser.add_argument(
@@ -198,7 +207,12 @@ COMMANDS: Mapping[str, Command] = {
         add_arguments=_rollback_arguments,
         parameters=lambda given: {} if given.to is None else {"to": given.to},
     ),
-    "reload": Command(method="Reload", summary="test the configuration and apply it"),
+    "reload": Command(
+        method="Reload",
+        summary="test the configuration, apply it, and see that it serves",
+        add_arguments=_reload_arguments,
+        parameters=lambda given: {"guard": True} if given.guard else {},
+    ),
     "reopen": Command(method="Reopen", summary="reopen the log files in every generation"),
     "drain": Command(
         method="Drain",

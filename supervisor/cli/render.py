@@ -14,6 +14,7 @@ _NEXT_STEPS = {
     "`nginxctl history --detail` and `nginxctl events`",
     "failed": "a person is needed: see `nginxctl status` and the supervisor's log",
 }
+_CORRECT_IT = "nginx serves with the previous configuration: correct the new one, reload again"
 _TRIES_AGAIN = (
     "`nginxctl status` tells whether the supervisor tries again by itself; in state `degraded` it "
     "does not, and a person is needed"
@@ -85,6 +86,8 @@ class Timeline:
             yield f"  {_STOPPED}"
         elif verdict == "rolled_back" and event.get("reason") == "operator":
             yield "  the previous generation serves, as an operator wanted"
+        elif verdict == "rolled_back" and self._name == "reload":
+            yield f"  {_CORRECT_IT}"
         elif verdict in _NEXT_STEPS:
             yield f"  {_NEXT_STEPS[verdict]}"
 

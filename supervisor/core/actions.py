@@ -124,6 +124,7 @@ class ReloadActive:
     """Test the configuration and reload the active generation for `request`."""
 
     request: int
+    command: commands.Reload = commands.Reload()  # noqa: RUF009 - frozen
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,15 +147,19 @@ def settle_phase(state: State) -> State:
 
 
 def release_waiting(state: State) -> Step:
-    """Reloads that waited for a verdict run now on whoever serves; only one is needed."""
+    """Reloads that waited for a verdict run now on whoever serves; only one is needed.
+
+    One that is to be guarded is the one that runs: it covers the others, and not the reverse.
+    """
     if not state.waiting:
         return state, ()
-    first, *rest = state.waiting
+    first = next((one for one in state.waiting if one[1].guard), state.waiting[0])
     more = tuple(
         Complete(request=request, detail="covered by the reload that runs now")
-        for request, _ in rest
+        for request, _ in state.waiting
+        if request != first[0]
     )
-    return replace(state, waiting=(), reloading=True), (ReloadActive(first[0]), *more)
+    return replace(state, waiting=(), reloading=True), (ReloadActive(*first), *more)
 
 
 _DROPPED = {

@@ -32,7 +32,14 @@ class Rollback:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reload:
-    """Test the configuration and have the serving generation read it again."""
+    """Test the configuration and have the serving generation read it again.
+
+    With `guard` the previous files come back where the new ones do not serve. `resume` (nobody
+    outside asks for that): end a guarded reload that stands half done, and do nothing else.
+    """
+
+    guard: bool = False
+    resume: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -339,11 +339,12 @@ def take_over_failed(state: State, event: Event) -> Step:
 
 def reload(state: State, event: Event) -> Step:
     """Reload the active generation."""
-    request = narrow(event, Requested).request
+    asked = narrow(event, Requested)
+    assert isinstance(asked.command, commands.Reload)
     if state.reloading:
         detail = "cannot reload: a reload runs; wait for it to end and try again"
-        return state, (Refuse(request=request, reason="reload_in_progress", detail=detail),)
-    return replace(state, reloading=True), (ReloadActive(request),)
+        return state, (Refuse(request=asked.request, reason="reload_in_progress", detail=detail),)
+    return replace(state, reloading=True), (ReloadActive(asked.request, asked.command),)
 
 
 def reload_later(state: State, event: Event) -> Step:

@@ -31,9 +31,11 @@ __all__ = [
     "LogLevel",
     "LogSettings",
     "NginxSettings",
+    "OnForeignFailure",
     "OnForeignStop",
     "ProbeListenerSettings",
     "ProbeSettings",
+    "ReloadSettings",
     "RestartSettings",
     "Settings",
     "StateSettings",
@@ -134,6 +136,23 @@ class RestartSettings:
     hold_check: float = 1.0
 
 
+class OnForeignFailure(Enum):
+    """What to do where a configuration that somebody else has loaded does not serve."""
+
+    REPORT = "report"
+    RESTORE = "restore"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReloadSettings:
+    """How long a reload is watched, and what follows where one of somebody else fails; seconds."""
+
+    answer_within: float = 10.0
+    guard: float = 5.0
+    foreign_window: float = 5.0
+    on_foreign_failure: OnForeignFailure = OnForeignFailure.REPORT
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopSettings:
     """How long QUIT, TERM and KILL are each given; seconds."""
@@ -186,6 +205,7 @@ class Settings:
     probe_listener: ProbeListenerSettings = ProbeListenerSettings()
     upgrade: UpgradeSettings = UpgradeSettings()
     restart: RestartSettings = RestartSettings()
+    reload: ReloadSettings = ReloadSettings()
     stop: StopSettings = StopSettings()
     triggers: TriggerSettings = DEFAULT_TRIGGERS
     guards: GuardSettings = DEFAULT_GUARDS
@@ -196,8 +216,8 @@ class Settings:
 
 _TABLES = frozenset(
     {
-        "nginx", "control", "state", "probe_listener", "upgrade", "restart", "stop", "triggers",
-        "guards", "syslog", "log",
+        "nginx", "control", "state", "probe_listener", "upgrade", "restart", "reload", "stop",
+        "triggers", "guards", "syslog", "log",
     }
 )  # fmt: skip
 
@@ -216,6 +236,7 @@ def parse_settings(table: Mapping[str, object]) -> Settings:
         probe_listener=_parse_probe_listener(tables["probe_listener"]),
         upgrade=_parse_upgrade(tables["upgrade"]),
         restart=_parse_restart(tables["restart"]),
+        reload=_parse_reload(tables["reload"]),
         stop=_parse_stop(tables["stop"]),
         triggers=parse_triggers(tables["triggers"]),
         guards=parse_guards(tables["guards"]),
@@ -395,6 +416,20 @@ def _parse_restart(table: Table) -> RestartSettings:
     if settings.backoff_initial > settings.backoff_max:
         raise table.error("backoff_initial", "it is longer than backoff_max")
     return settings
+
+
+def _parse_reload(table: Table) -> ReloadSettings:
+    default = ReloadSettings()
+    return ReloadSettings(
+        answer_within=table.duration("answer_within", default.answer_within, positive=True),
+        guard=table.duration("guard", default.guard),
+        foreign_window=table.duration("foreign_window", default.foreign_window),
+        on_foreign_failure=table.choice(
+            "on_foreign_failure",
+            default.on_foreign_failure,
+            {one.value: one for one in OnForeignFailure},
+        ),
+    )
 
 
 def _parse_stop(table: Table) -> StopSettings:

@@ -146,7 +146,7 @@ async def _rollback(backend: ControlBackend, exchange: Exchange, given: Fields) 
 
 
 async def _reload(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
-    await _operate(backend, exchange, commands.Reload())
+    await _operate(backend, exchange, commands.Reload(guard=given.get("guard") is True))
 
 
 async def _reopen(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:

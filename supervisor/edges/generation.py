@@ -39,6 +39,7 @@ class Program:
     config_signature: tuple[tuple[int, ...], ...] = ()
     read: ConfigRead | None = None  # what the guards of the next upgrade compare; None: not known
     error_logs: tuple[str, ...] = ()  # the files that it writes errors to
+    config_copy: str | None = None  # the id of the copy of these files; None: there is none
 
 
 @dataclass(slots=True, eq=False)

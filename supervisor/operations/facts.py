@@ -66,10 +66,12 @@ class Facts:
 
     def refresh(self, program: Program) -> Program:
         """`program` with this configuration."""
+        same = (program.config_files, program.config_signature) == (self.files, self.signature)
         return replace(
             program, workers=self.workers, pid_path=self.pid_path,
             config_files=self.files, environment=self.config.env,
             config_signature=self.signature, read=self.read, error_logs=self.error_logs,
+            config_copy=program.config_copy if same else None,
         )  # fmt: skip
 
 

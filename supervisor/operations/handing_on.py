@@ -19,6 +19,7 @@ from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.handover import Parcel
 from supervisor.edges.linux import ExitStatus
 from supervisor.edges.process import Process
+from supervisor.operations.guard import left_behind
 from supervisor.operations.unrecorded import forget_once_gone
 from supervisor.operations.world import UpgradeRun, World
 
@@ -101,6 +102,7 @@ def take_over(world: World, handed: Handed) -> None:
     world.last_identity = handed.last_identity
     world.unwritten.extend(handed.unwritten)
     world.run = handed.run
+    world.guard = left_behind(world.configs)  # it waited for a moment at which nginx serves
     for generation in handed.generations:
         world.rejoin(generation)
         if generation.bystander:

@@ -1,17 +1,33 @@
-"""Have a serving generation read its configuration again, and its logs be reopened."""
+"""Have a serving generation read its configuration again, and its logs be reopened.
+
+A reload is done when every worker of before has been replaced, and proved when the probes that
+passed before it pass again. nginx says nowhere but in its error log that it has kept the old
+configuration, so that is read meanwhile.
+"""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Protocol
 
 import trio
 
+from supervisor.core.error_log import Entry
 from supervisor.core.errors import OperationFailed, Refusal, SupervisorError
+from supervisor.core.model import Verdict
+from supervisor.core.nginx_config import under_prefix
+from supervisor.core.reload_judge import Objection
+from supervisor.core.reload_log import Complaints
+from supervisor.core.signals import LogLine, Signal
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Program
+from supervisor.edges.master_log import MasterLog
 from supervisor.edges.pulse import Pulse
+from supervisor.operations.config_copies import keep_copy
 from supervisor.operations.facts import Facts, facts_of_running, passed_on
 from supervisor.operations.foreign import expect_no_foreign_upgrade
 from supervisor.operations.reading import believed
@@ -20,80 +36,275 @@ from supervisor.operations.world import POLL, World
 RELOAD_LIMIT = 30.0
 """Seconds within which the workers of the new configuration must be up."""
 
+LOG_LOOK = 0.02
+"""Seconds between two looks at the error log while nginx has not reacted yet."""
 
-async def reload(world: World) -> tuple[str, str]:
-    """Test the configuration, send HUP, return once new workers accept and the old ones leave.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heard:
+    """What the probes and the workers said of a reload."""
+
+    objection: Objection | None = None
+    judged: bool = False
+    note: str = ""  # who has answered, in words
+    interrupted: bool = False  # what was looked at is not there any more
+
+
+class Jury(Protocol):
+    """Whoever asks the probes."""
+
+    async def passing(self) -> frozenset[str]:
+        """The probes that pass at this moment, each asked once more for that."""
+        ...
+
+    async def hear(
+        self, witnesses: frozenset[str], workers: frozenset[int], seconds: float
+    ) -> Heard:
+        """What these probes say of the serving generation now that `workers` are its workers.
+
+        Returns at the first objection; without one not before `seconds` are over and each probe
+        has passed as often as makes it up.
+        """
+        ...
+
+
+class Nobody:
+    """No probes: what the processes do is all there is."""
+
+    async def passing(self) -> frozenset[str]:
+        """See Jury."""
+        return frozenset()
+
+    async def hear(
+        self, witnesses: frozenset[str], workers: frozenset[int], seconds: float
+    ) -> Heard:
+        """See Jury."""
+        return Heard()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReloadEnd:
+    """How a reload ended; `phases` is how long each of its parts took."""
+
+    verdict: Verdict
+    reason: str
+    detail: str
+    judged: bool = False
+    phases: Mapping[str, float] = field(default_factory=dict)
+
+
+class Steps:
+    """The parts of a reload in the words of an upgrade's phases, told as they begin, and timed.
+
+    preflight: the configuration is tested. shifting: HUP, until the old workers are replaced.
+    soaking: the new ones are watched. rolling_back: the previous configuration is brought back.
+    """
+
+    def __init__(self, tell: Callable[[dict[str, object]], None] = lambda _: None) -> None:
+        self._tell = tell
+        self._spent: dict[str, float] = {}
+        self._now = ""
+        self._since = trio.current_time()
+
+    def enter(self, phase: str, *, reason: str | None = None, detail: str | None = None) -> None:
+        """`phase` begins."""
+        self._account()
+        self._now = phase
+        told = {"event": "phase", "phase": phase, "operation": "reload"}
+        self._tell({**told, "reason": reason, "detail": detail})
+
+    def end(self, verdict: Verdict, reason: str, detail: str, *, judged: bool = False) -> ReloadEnd:
+        """All is over."""
+        self._account()
+        phases = {name: round(spent, 6) for name, spent in self._spent.items()}
+        return ReloadEnd(
+            verdict=verdict, reason=reason, detail=detail, judged=judged, phases=phases
+        )
+
+    def _account(self) -> None:
+        now = trio.current_time()
+        if self._now:
+            self._spent[self._now] = self._spent.get(self._now, 0.0) + now - self._since
+        self._since = now
+
+
+async def reload(world: World, jury: Jury | None = None, steps: Steps | None = None) -> ReloadEnd:
+    """Test the configuration, send HUP, and see who answers then.
 
     Tested is what runs, not what a package manager may have put on disk for the next upgrade.
     Raises Refusal `config_rejected` with nginx's own message and what else speaks against it, with
-    nothing sent; and OperationFailed `reload_ignored` when nginx keeps its old workers: it found
-    something that `-t` did not.
+    nothing sent. What fails after HUP is in the end that is returned: `reload_ignored` when nginx
+    keeps its old workers, since it found something that `-t` did not, or what the probes say.
     """
+    jury, steps = jury or Nobody(), steps or Steps()
+    steps.enter("preflight")
+    active = expect_reloadable(world)
+    facts = await facts_of_running(world, active)
+    if facts is not None:
+        accept(world, facts)
+    # Where nobody accepts, which a reload is to mend, a probe would only be waited for.
+    witnesses = await jury.passing() if active.look().accepting else frozenset[str]()
+    world.reloading = True
+    try:
+        steps.enter("shifting")
+        try:
+            fresh = await replace_workers(world, active, facts)
+        except OperationFailed as exc:
+            return steps.end(Verdict.FAILED, exc.reason, exc.detail)
+        await adopt_facts(world, active, facts)
+        await keep_copy(world, active)
+        steps.enter("soaking")
+        heard = await jury.hear(witnesses, fresh, 0.0)
+    finally:
+        world.reloading = False
+    if heard.objection is not None:
+        found = heard.objection
+        detail = (
+            f"nginx runs the configuration as it is on disk, and it does not serve as before: "
+            f"{found.detail}; correct it and reload again (nginxctl reload --guard would have "
+            "put the previous one back)"
+        )
+        return steps.end(Verdict.FAILED, found.reason, detail, judged=heard.judged)
+    detail = f"{len(fresh)} workers run the configuration as it is on disk{heard.note}"
+    return steps.end(Verdict.COMMITTED, "reloaded", detail, judged=heard.judged)
+
+
+def expect_reloadable(world: World) -> Generation:
+    """The generation that is to be reloaded. Raises Refusal `not_running`, `foreign_upgrade`."""
     active = world.active
     if active is None or not active.alive:
         raise Refusal("not_running", "cannot reload: nginx does not run")
     expect_no_foreign_upgrade(active, "reload")
-    facts = await facts_of_running(world, active)
-    if facts is not None:
-        _accept(world, facts)
-    world.reloading = True
-    try:
-        return await _reload(world, active, facts)
-    finally:
-        world.reloading = False
+    return active
 
 
 async def learn_reload(world: World, generation: Generation) -> None:
-    """Take in what `generation` has read when somebody else had it reload; said in the log.
+    """Take in what `generation` has read when somebody else had it reloaded; said in the log.
 
     Its configuration is taken to be what is on disk now: nobody but nginx knows what it has read.
     """
     name = f"g{generation.id}"
+    before = generation.program.config_copy
     try:
         facts = await facts_of_running(world, generation)
         if facts is None or world.run is not None or world.reloading or not generation.alive:
             return  # what happens now sees to it
-        _accept(world, facts)
-        await _adopt_facts(world, generation, facts)
+        accept(world, facts)
+        await adopt_facts(world, generation, facts)
         generation.program = replace(generation.program, read=believed(generation))
+        world.keep_copy(generation)
     except SupervisorError as exc:
         world.log.warning(
             "generation.foreign_reload", generation=name, reason=exc.reason,
             detail=f"somebody else reloaded nginx; what it runs is not known: {exc.detail}",
         )  # fmt: skip
+        await adopt_facts(world, generation, None)
     except Exception:  # a bug of ours must not end the supervisor
         world.log.exception("operation.bug", operation="learn_reload", generation=name)
+        return
     else:
         detail = f"somebody else reloaded nginx: {facts.workers} workers run what is on disk"
         world.log.warning("generation.foreign_reload", generation=name, reason=None, detail=detail)
+    world.reloaded(generation, before)
 
 
-async def _reload(world: World, active: Generation, facts: Facts | None) -> tuple[str, str]:
+async def replace_workers(world: World, active: Generation, facts: Facts | None) -> frozenset[int]:
+    """Send HUP; the new workers, once they are complete and none of the old ones accepts.
+
+    Raises OperationFailed `reload_ignored` with nginx's own words as soon as its log says that it
+    has kept its configuration, or after RELOAD_LIMIT, and `not_running` where the master is gone.
+    """
+    complaints = Complaints(active.master.pid)
+    log = MasterLog()
+    names = _error_logs(world, active, facts)
+    told = {one for one in names if _is_told(world, one)}
+    try:
+        await trio.to_thread.run_sync(log.follow, [one for one in names if one not in told])
+        world.hear_signal = partial(_hear_signal, complaints)
+        unread = "" if log.readable or told else "; ".join(log.unreadable)
+        return await _replace_workers(active, facts, complaints, log, unread)
+    finally:
+        world.hear_signal = lambda _: None
+        await trio.to_thread.run_sync(log.close)
+
+
+async def _replace_workers(
+    active: Generation, facts: Facts | None, complaints: Complaints, log: MasterLog, unread: str
+) -> frozenset[int]:
     before = active.look().workers | active.look().starting
-    active.master.send(signal.SIGHUP)
-    with trio.move_on_after(RELOAD_LIMIT), Pulse(4 * POLL) as pulse:
-        while True:
-            if not active.alive:
-                raise OperationFailed("not_running", "cannot reload: the master is gone")
-            brood = active.look()
-            fresh = brood.accepting - before
-            if _complete(fresh, facts, brood) and not before & brood.accepting:
-                break
-            await pulse.tick()
-        active.accepted = brood.accepting  # so that it is nobody else's doing
-        if facts is not None:
-            await _adopt_facts(world, active, facts)
-        else:
-            active.program = replace(active.program, read=None)
-        return "reloaded", f"{len(fresh)} workers run the configuration as it is on disk"
-    raise OperationFailed(
-        "reload_ignored",
-        f"nginx kept its old workers for {RELOAD_LIMIT:g} s after HUP and goes on with the old "
-        "configuration; its error log says why",
+    fresh: frozenset[int] | None = None
+    async with trio.open_nursery() as nursery:
+        if log.readable:
+            nursery.start_soon(_listen, log, complaints)
+        active.master.send(signal.SIGHUP)
+        with trio.move_on_after(RELOAD_LIMIT), Pulse(4 * POLL) as pulse:
+            while active.alive and not complaints.final(at=trio.current_time()):
+                brood = active.look()
+                seen = brood.accepting - before
+                if _complete(seen, facts, brood) and not before & brood.accepting:
+                    fresh = seen
+                    active.accepted = brood.accepting  # so that it is nobody else's doing
+                    break
+                await pulse.tick()
+        nursery.cancel_scope.cancel()
+    if fresh is not None:
+        return fresh
+    if not active.alive:
+        raise OperationFailed("not_running", "cannot reload: the master is gone")
+    raise _ignored(complaints, unread)
+
+
+def _ignored(complaints: Complaints, unread: str) -> OperationFailed:
+    """What nginx says of it; or why nothing of that is known."""
+    said = complaints.cause
+    if said:
+        why = f"nginx has kept its old configuration: {said}; nothing else has changed"
+    else:
+        where = f"could not be read ({unread})" if unread else "says why, perhaps"
+        why = (
+            f"nginx kept its old workers for {RELOAD_LIMIT:g} s after HUP and goes on with the old "
+            f"configuration; its error log {where}"
+        )
+    return OperationFailed("reload_ignored", why)
+
+
+def _is_told(world: World, name: str) -> bool:
+    """What is written there is told as a signal: it is no file that could be followed here."""
+    return name == "stderr" or (
+        name.startswith("syslog:") and world.settings.syslog.socket is not None
     )
 
 
-def _accept(world: World, facts: Facts) -> None:
+def _hear_signal(complaints: Complaints, one: Signal) -> None:
+    if isinstance(one, LogLine):
+        entry = Entry(severity=one.level, pid=one.pid, text=one.text)
+        complaints.hear(entry, at=trio.current_time())
+
+
+async def _listen(log: MasterLog, complaints: Complaints) -> None:
+    while True:
+        for entry in await trio.to_thread.run_sync(log.read):
+            complaints.hear(entry, at=trio.current_time())
+        await trio.sleep(LOG_LOOK)
+
+
+def _error_logs(world: World, active: Generation, facts: Facts | None) -> list[str]:
+    """Where the master writes what is wrong: the old logs at first, then the new ones.
+
+    Paths, or `stderr`, or what is no file.
+    """
+    names = list(active.program.error_logs)
+    if facts is not None:
+        names += facts.config.error_logs or [facts.build.error_log_path]
+        plain = ("stderr", "syslog:", "memory:")
+        prefix = facts.build.prefix
+        names = [one if one.startswith(plain) else under_prefix(one, prefix) for one in names]
+    if world.settings.nginx.error_log is not None:
+        names.append(world.settings.nginx.error_log)
+    return names
+
+
+def accept(world: World, facts: Facts) -> None:
     """Nothing that nginx would take keeps us from supervising it afterwards; raises otherwise."""
     if not facts.config.master_process:
         raise Refusal(
@@ -111,8 +322,11 @@ def _complete(fresh: frozenset[int], facts: Facts | None, brood: procfs.Brood) -
     return len(fresh) >= facts.workers
 
 
-async def _adopt_facts(world: World, active: Generation, facts: Facts) -> None:
+async def adopt_facts(world: World, active: Generation, facts: Facts | None) -> None:
     """What runs now is what is started after a crash, and what a successor finds on record."""
+    if facts is None:  # what it has read is not known
+        active.program = replace(active.program, config_copy=None, read=None)
+        return
     environment = passed_on(active.program.environment, facts.config.env)
     program = await _keep_modules(world, active, facts)
     active.program = replace(program, environment=environment)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from supervisor.core.settings import Settings
+    from supervisor.core.signals import Signal
+    from supervisor.edges.config_store import ConfigStore
     from supervisor.edges.journal import Journal
     from supervisor.edges.preflight import Plan
     from supervisor.edges.probe_listener import ProbeListener
@@ -127,6 +129,31 @@ class UpgradeRun:
         }
 
 
+@dataclass(slots=True, kw_only=True)
+class GuardRun:
+    """A guarded reload: what it replaces, who may speak against it, and how far it has come."""
+
+    id: str
+    old: str  # the copy of the configuration that ran before
+    new: str  # and of the one that was loaded, with what the old one's files were then
+    witnesses: tuple[str, ...] = ()  # the probes that passed before it
+    by: str = "operator"  # or foreign
+    restoring: bool = False  # the previous files are being put back: nothing else ends it
+    reason: str = ""  # why
+    detail: str = ""
+    left: bool = False  # by a predecessor, or by whoever cannot carry it on
+    restored: str | None = None  # what to say of the files once they are back
+    lock: trio.Lock = field(default_factory=trio.Lock)  # held while files are changed
+
+    def known(self) -> dict[str, object]:
+        """What a successor must know to end it."""
+        return {
+            "id": self.id, "old": self.old, "new": self.new, "witnesses": list(self.witnesses),
+            "by": self.by, "restoring": self.restoring, "reason": self.reason,
+            "detail": self.detail,
+        }  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvSeen:
     """The `env` directives of the configuration, for as long as its files have this signature."""
@@ -155,6 +182,7 @@ class World:
     log: FilteringBoundLogger
     store: VersionStore
     journal: Journal
+    configs: ConfigStore
     listener: ProbeListener
     generations: Generations
     post: Callable[[Event], None]  # into the engine's queue; never blocks
@@ -185,6 +213,15 @@ class World:
     hear_output: Callable[[list[str]], None] = lambda _: None
     """Lines that nginx wrote to its standard output or error."""
     reloading: bool = False  # by us
+    guard: GuardRun | None = None  # the guarded reload that runs, or that somebody has left
+    copying: trio.Lock = field(default_factory=trio.Lock)  # held while files are being copied
+    foreign_hearing: trio.Event | None = None  # a reload by somebody else is being judged until
+    reloaded: Callable[[Generation, str | None], None] = lambda _generation, _before: None
+    """Somebody else had this generation reloaded; the copy of what it had read before."""
+    hear_signal: Callable[[Signal], None] = lambda _: None
+    """Told what nginx gives away, while a reload listens."""
+    keep_copy: Callable[[Generation], None] = lambda _: None
+    """Have a copy of its configuration made soon."""
     told_short: bool = False  # that no descriptor is left
     last_identity: tuple[int, int] | None = None  # of a worker, while there was one
 
@@ -244,6 +281,7 @@ class World:
             generation.session = stat.session
         self.sessions.add(generation.session)
         self.watch(generation)
+        self.keep_copy(generation)
 
     def _note_reaper(self, generation: Generation) -> None:
         """A parent in another session did not fork the master, it got it: it gets its orphans too.

@@ -81,6 +81,7 @@ async def test_status_for_people(control: str, backend: FakeBackend) -> None:
         (["rollback"], commands.Rollback()),
         (["rollback", "--to", "1.22.1"], commands.Rollback(to="1.22.1")),
         (["reload"], commands.Reload()),
+        (["reload", "--guard"], commands.Reload(guard=True)),
         (["reopen"], commands.Reopen()),
         (["drain", "--now"], commands.Drain()),
         (["stop"], commands.Stop()),
@@ -127,6 +128,7 @@ async def test_trust_is_for_root(control: str, backend: FakeBackend) -> None:
         (["rollback"], verdict("committed", operation="rollback"), 0),
         (["rollback"], verdict("refused", "no_previous_version"), 3),
         (["reload"], verdict("failed", "reload_ignored"), 1),
+        (["reload", "--guard"], verdict("rolled_back", "reload_probes_failed"), 4),
         (["stop"], verdict("done", "stopped"), 0),
     ],
 )

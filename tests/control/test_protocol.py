@@ -121,6 +121,7 @@ CALLS: list[tuple[str, dict[str, object], commands.Command]] = [
     ("Rollback", {}, commands.Rollback()),
     ("Rollback", {"to": "1.22.1"}, commands.Rollback(to="1.22.1")),
     ("Reload", {}, commands.Reload()),
+    ("Reload", {"guard": True}, commands.Reload(guard=True)),
     ("Reopen", {}, commands.Reopen()),
     ("Drain", {"now": True}, commands.Drain()),
     ("Stop", {}, commands.Stop()),

@@ -94,6 +94,18 @@ def test_waiting_reloads_are_released_as_one() -> None:
     story.tell(ReloadEnded(), reloading=False)
 
 
+def test_a_guarded_reload_covers_the_others() -> None:
+    story, one = Story(UNDERWAY[Phase.ROLLING_BACK]), commands.Reload()
+    guarded = commands.Reload(guard=True)
+    for number, command in ((8, one), (9, guarded), (10, guarded)):
+        story.state, _ = step(story.state, asked(command, number))
+    _, (*_, first, covered, also) = step(story.state, Succeeded())
+    assert first == ReloadActive(9, guarded)
+    assert isinstance(covered, Complete)
+    assert isinstance(also, Complete)
+    assert (covered.request, also.request) == (8, 10)
+
+
 @pytest.mark.parametrize("state", EVERY_PHASE)
 def test_an_old_generation_that_is_gone_is_forgotten(state: State) -> None:
     Story(replace(state, retiring=frozenset({1, 5}))).tell(

@@ -53,7 +53,7 @@ async def test_those_who_wait_at_the_end_are_let_go(
         running.engine.post(TerminateRequested())
         await running.over.wait()
         await client.ended.wait()
-        assert client.events() == ["accepted"]
+        assert client.events() == ["accepted", "shifting"]
         await running.engine.wait_told(5.0)
 
 

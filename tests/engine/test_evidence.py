@@ -83,7 +83,7 @@ class Scene:
         self.world = SimpleNamespace(
             active=SimpleNamespace(id=OLD, master=SimpleNamespace(pid=8)),
             candidate=self.candidate, run=self.run, listener=listener, generations={},
-            log=structlog.get_logger(),
+            log=structlog.get_logger(), hear_signal=lambda _: None,
             settings=SimpleNamespace(
                 upgrade=UpgradeSettings(), triggers=TriggerSettings()
             ),

@@ -41,7 +41,10 @@ class Scene:
             ready_again=lambda: self.said.append("ready"), environment={"NOTIFY_SOCKET": "@x"},
         )  # fmt: skip
         self.world = SimpleNamespace(
-            run=None, log=one.engine._log, generations={1: object(), 2: object()}
+            run=None,
+            log=one.engine._log,
+            generations={1: object(), 2: object()},
+            foreign_hearing=None,
         )
         self.succession = Succession(
             hand_over=hand_over,

@@ -29,6 +29,7 @@ from supervisor.core.settings import (
     StateSettings,
 )
 from supervisor.edges import linux, procfs, socket_owners
+from supervisor.edges.config_store import ConfigStore
 from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.journal import Journal
 from supervisor.edges.placing import sha256_of
@@ -36,6 +37,7 @@ from supervisor.edges.preflight import Plan
 from supervisor.edges.probe_listener import ProbeListener
 from supervisor.edges.store import VersionStore
 from supervisor.operations import ending, rollback, shift, spawn, start
+from supervisor.operations.config_copies import keep_copy
 from supervisor.operations.world import Generations, UpgradeRun, World
 from supervisor.watch import Sighting, watch
 from tests.e2e.harness.ports import lease
@@ -337,6 +339,7 @@ def _make(folder: Path, build: Build, workers: int, nursery: trio.Nursery, ports
         ),
         store=VersionStore(state, keep=5),
         journal=Journal(state),
+        configs=ConfigStore(state),
         listener=ProbeListener(settings.probe_listener),
         generations=Generations(),
         post=lambda event: made.events.append(event),
@@ -345,6 +348,7 @@ def _make(folder: Path, build: Build, workers: int, nursery: trio.Nursery, ports
         ),
         lock=lambda path: made.locked.append(path),
         background=nursery.start_soon,
+        keep_copy=lambda generation: nursery.start_soon(keep_copy, world, generation),
     )
     made = Lab(
         folder=folder, build=build, world=world, port=ports[0], workers=workers, log=log, told=told

@@ -33,6 +33,9 @@ NOT_OF_A_WORLD = {
     "keep_locks", "told_short", "progress", "look_at_logs", "hear_output",
     "remember", "version_of_upgrade", "hasten",  # parts and wiring, which a new program makes anew
     "held",  # a parcel of its own
+    "copying", "foreign_hearing", "reloaded", "hear_signal", "keep_copy",  # of this process
+    "guard",  # read from its record
+    "configs",
     "reloading",  # nothing is handed on while the supervisor reloads
     "env_seen", "facts_seen",  # asked again
     "predecessor",  # what the new program says

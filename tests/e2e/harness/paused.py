@@ -25,7 +25,16 @@ from typing import Any
 
 from supervisor import daemon, effects
 from supervisor.core.model import State
-from supervisor.edges import files, journal, pidfile, placing, preflight, runtime_state
+from supervisor.edges import (
+    config_restore,
+    config_store,
+    files,
+    journal,
+    pidfile,
+    placing,
+    preflight,
+    runtime_state,
+)
 from supervisor.edges.launch import Launch
 from supervisor.edges.probe_listener import ProbeListener
 from supervisor.edges.process import Process
@@ -141,6 +150,11 @@ def wrap_everything() -> None:
     around(pidfile, "remove_stale", "stale")
     around(World, "join", "join")
     around(shift, "_expect_workers", "leaving")
+    around(config_store.ConfigStore, "write_guard", "guard")
+    around(config_store.ConfigStore, "clear_guard", "guard_closed")
+    around(config_store.ConfigStore, "keep_rejected", "rejected")
+    around(config_restore, "put_file", "put")
+    around(config_restore, "take_away", "away")
     around(os, "execve", "execve")
     around(daemon, "take_over", "inherit")
     around_async(spawn, "wait_ready", "ready")
