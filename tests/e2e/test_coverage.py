@@ -57,7 +57,7 @@ def test_a_worker_that_goes_bad_after_the_canary_is_found(oldest: Build, newest:
                 ("hang_one_worker", {}, "worker_not_answering"),
                 ("status_500", {"one_worker": 1}, "worker_failing"),
             ):
-                bad = nginx.ctl("upgrade", candidate(newest, kind, delay_ms=2000, **knobs))
+                bad = nginx.ctl("upgrade", candidate(newest, kind, delay_ms=4000, **knobs))
                 assert bad.code == 4, bad
                 # The probe may meet it three times in a row, or time out on it, by chance.
                 assert bad.reason in (reason, "probe_failed"), bad

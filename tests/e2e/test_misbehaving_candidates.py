@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -59,7 +59,8 @@ def test_users_notice_just_that(oldest: Build, newest: Build, cradle: Cradle, fa
         nginx.usr2(old)
         nginx.winch(old)
         until("the old master alone", lambda: nginx.workers(old) == [])
-        with Users(users_of(site)) as users:
+        patience = 1.0 if "timeout" in fault.failing.values() else 20.0
+        with Users(replace(users_of(site), timeout=patience)) as users:
             asked = _each_once(users)
 
         noted = first_bad_act(site)

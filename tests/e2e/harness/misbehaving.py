@@ -21,7 +21,7 @@ import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
@@ -41,7 +41,6 @@ LIST = Path(__file__).resolve().parents[1] / "misbehaviours.toml"
 NAME = "site.test"
 REDIRECT = f"https://{NAME}/new"
 WORKERS = 8
-MAX_LATENCY = "250ms"
 NOTE = "first-bad-act"
 SECOND, BACKEND = "127.0.0.2", "127.0.0.3"
 
@@ -76,6 +75,7 @@ class Windows:
     in_canary: int  # after the candidate's start
     in_soak: int
     leaving: int  # from the end of one worker to that of the next
+    max_latency: float = 0.25  # of the page
 
     def __str__(self) -> str:
         return (
@@ -245,7 +245,7 @@ def settings_of(site: Site, windows: Windows, probes: Probes) -> dict[str, Any]:
         "ca_file": str(site.folder / "authority.pem"), "expect_body": None,
     }  # fmt: skip
     every = [
-        probe(site, **pace, max_latency=MAX_LATENCY),
+        probe(site, **pace, max_latency=f"{windows.max_latency:g}s"),
         probe(
             site, **pace, name="redirect", url=f"{site.url}/old", expect_status=[301],
             expect_body=None, expect_location=f"^{REDIRECT}$",
@@ -313,7 +313,7 @@ def run(
     with (
         made(old) as site,
         supervised.running(site, settings_of(site, windows, probes)) as nginx,
-        Users(users_of(site)) as users,
+        Users(replace(users_of(site), timeout=max(2.0, 2 * windows.timeout))) as users,
     ):
         sha = sha256(site.binary)
         (master,) = nginx.masters()
@@ -368,8 +368,10 @@ def _back(
     Before the shift the old generation never stopped to serve: the candidate's end counts. After
     it: the first good answer of the old generation.
     """
-    shifted = _shifted(nginx)
+    shifted = _entered(nginx, "soaking")
     if shifted is None:
+        # Of one that has ended at once nobody may have seen the end; it was before the way back.
+        gone = _entered(nginx, "rolling_back") if gone is None else gone
         return None if gone is None else max(0.0, gone - began)
     after = max(began, shifted)
     good = (one.ended for one in asked if one.version == old and not one.cause)
@@ -377,11 +379,11 @@ def _back(
     return None if first is None else first - began
 
 
-def _shifted(nginx: Supervised) -> float | None:
-    """When the soak began, on the monotonic clock; None where there was none."""
+def _entered(nginx: Supervised, phase: str) -> float | None:
+    """When the upgrade came to `phase`, on the monotonic clock; None where it did not."""
     offset = time.time() - time.monotonic()
     for line in nginx.log():
-        if line["event"] == "upgrade.state_changed" and line["to_state"] == "soaking":
+        if line["event"] == "upgrade.state_changed" and line["to_state"] == phase:
             return datetime.fromisoformat(str(line["timestamp"])).timestamp() - offset
     return None
 

@@ -32,16 +32,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-TIMEOUT = 2.0
-"""Seconds after which a user gives up."""
-END_LIMIT = 15.0
+END_LIMIT = 60.0
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEADERS, _DATA, _GOAWAY, _END_STREAM = 1, 0, 7, 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsersPlan:
-    """Where they ask, and what a good answer is. `pace` is in seconds, for each user."""
+    """Where they ask, and what a good answer is. `pace` and `timeout` are in seconds."""
 
     http: tuple[str, int]
     second: tuple[str, int]
@@ -50,6 +48,7 @@ class UsersPlan:
     authority: str  # path of the certificate that they trust
     redirect: str  # where /old leads
     pace: float = 0.04
+    timeout: float = 2.0  # after which a user gives up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +156,7 @@ class _Kept:
         if self._connection is not None:
             with contextlib.suppress(_IdleClosedError):
                 return self._ask(self._connection, reused=True)
-        self._connection = socket.create_connection(self._place, TIMEOUT)
+        self._connection = socket.create_connection(self._place, self._plan.timeout)
         return self._ask(self._connection, reused=False)
 
     def _ask(self, connection: socket.socket, *, reused: bool) -> str:
@@ -203,7 +202,7 @@ def _requests(plan: UsersPlan) -> list[list[tuple[str, Callable[[], str]]]]:
 
     def plain(place: tuple[str, int], path: str, wanted: str = "") -> Callable[[], str]:
         def ask() -> str:
-            with socket.create_connection(tuple(place), TIMEOUT) as connection:
+            with socket.create_connection(tuple(place), plan.timeout) as connection:
                 return _http1(connection, plan.name, path, wanted=wanted)
 
         return ask
@@ -211,7 +210,7 @@ def _requests(plan: UsersPlan) -> list[list[tuple[str, Callable[[], str]]]]:
     def secure(protocol: str) -> Callable[[], str]:
         def ask() -> str:
             with (
-                socket.create_connection(tuple(plan.https), TIMEOUT) as connection,
+                socket.create_connection(tuple(plan.https), plan.timeout) as connection,
                 tls.over(connection, protocol) as secured,
             ):
                 if protocol == "h2":
@@ -285,7 +284,7 @@ def main(arguments: list[str], *, orders: TextIO, answers: TextIO) -> int:
         user.start()
         users.append((user, ready))
     for _, ready in users:
-        ready.wait(TIMEOUT * 2)
+        ready.wait(plan.timeout * 2)
     answers.write("ready\n")
     answers.flush()
     for order in orders:
