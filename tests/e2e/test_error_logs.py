@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import ssl
 import struct
@@ -16,6 +17,7 @@ import pytest
 
 from tests.e2e.harness import checks, site, supervised
 from tests.e2e.harness.bare import until
+from tests.e2e.harness.cradle import kill
 from tests.e2e.harness.site import Options, Site, sha256
 from tests.e2e.harness.supervised import Answer, Supervised
 from tools.nginx_builds import candidate
@@ -102,6 +104,41 @@ def test_critical_lines_over_syslog_condemn(oldest: Build, newest: Build) -> Non
             assert "rename() " in bad.last["detail"]
             checks.assert_rolled_back(nginx, oldest, sha256(oldest.path))
         assert not path.exists()
+
+
+def test_a_syslog_socket_that_nobody_reads_harms_nobody(oldest: Build) -> None:
+    """Neither while the supervisor is stopped, its queue being full, nor while there is none."""
+    with site.make(oldest) as one:
+        path = one.folder / "run" / "log.sock"
+        one.configure(
+            Options(
+                main=f"error_log syslog:server=unix:{path} crit;",
+                server=f"location /private/ {{ root {one.folder}; try_files $uri =404; }}",
+            )
+        )
+        (one.folder / "private").mkdir(mode=0o700)
+
+        def lines() -> int:
+            told = nginx.look()["error_logs"]["lines"]
+            return sum(each["log"] == "syslog" for each in told)
+
+        def all_answered() -> None:
+            for _ in range(600):  # the queue holds some hundreds at most
+                assert b"404" in ask(one.port, "GET /private/x HTTP/1.0\r\n\r\n")
+
+        with supervised.running(one, {"syslog": {"socket": str(path)}}) as nginx:
+            kill(nginx.pid, signal.SIGSTOP)
+            all_answered()
+            kill(nginx.pid, signal.SIGCONT)
+            until("what had room is heard", lambda: lines() == 1)
+            nginx.die()
+            all_answered()
+            nginx.start()
+            assert lines() == 0
+            until(
+                "they connect anew",
+                lambda: bool(ask(one.port, "GET /private/x HTTP/1.0\r\n\r\n")) and lines() == 1,
+            )
 
 
 # --- what does not ------------------------------------------------------------------------------
