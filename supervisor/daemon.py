@@ -311,6 +311,7 @@ def build(
     )
     log_watch = LogWatch(world, evidence.signal, hand_over)
     world.look_at_logs, world.hear_output = log_watch.look, log_watch.hear_output
+    world.settle_logs = log_watch.settle
     effects = NginxEffects(
         world, evidence, history, runtime, notifier,
         lambda verdicts: Reloads(

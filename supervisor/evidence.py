@@ -317,6 +317,7 @@ class Evidence:
             await self._hear_of_ends()
             if self._world.candidate is not None:
                 tell_output_now(self._world, self._world.candidate)
+                self._world.settle_logs()
             await self._hear(judge.unheard, lambda: judge.undecided)
             with trio.move_on_after(self._world.settings.upgrade.start_timeout):
                 while judge.trigger is None and judge.few - judge.unheard:

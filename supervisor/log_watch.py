@@ -23,7 +23,7 @@ import trio
 from supervisor.core.error_log import Entry, kind_of, severe
 from supervisor.core.errors import ConfigError
 from supervisor.core.seen import BEFORE
-from supervisor.core.signals import LogLine, Severity
+from supervisor.core.signals import LogLine, Severity, from_data, to_data
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Role
 from supervisor.edges.handover import HandOver, Parcel, close_all
@@ -40,6 +40,8 @@ ENDED = 60.0
 """Seconds for which the pids of processes that ended are known."""
 UNKNOWN = 1.5
 """Seconds after which a line is nobody's if nobody with its pid was seen."""
+OTHERS = 0.25
+"""Seconds that the other generation has to write what a candidate wrote: then it is the host's."""
 TELL = 10.0
 """Seconds between two words about what was passed over."""
 SYSLOG = "syslog"
@@ -74,6 +76,8 @@ class LogWatch:
         self._wake = trio.Event()
         self._known: dict[int, tuple[int, float]] = {}  # generation, and when it was seen last
         self._pending: deque[_Pending] = deque(maxlen=_PENDING)
+        self._late: list[LogLine] = []  # the candidate's, in the order in which they came
+        self._late_came = trio.Event()
         self._told: set[tuple[int | None, str]] = set()
         self._recent: deque[object] = deque(maxlen=_RECENT)
         self._passed_over: dict[tuple[str, str], int] = {}
@@ -89,7 +93,17 @@ class LogWatch:
             self._places = dict(places) if isinstance(places, dict) else {}
             lines = before.fields.get("lines")
             self._recent.extend(lines if isinstance(lines, list) else ())
+            self._take_late(before.fields.get("late"))
             hand_over.register("error_logs", self._give)
+
+    def _take_late(self, late: object) -> None:
+        """What a predecessor had held back; none of it where it cannot be understood."""
+        try:
+            lines = [from_data(one, now=trio.current_time()) for one in late or ()]  # type: ignore[attr-defined]  # else TypeError
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return
+        self._late = [one for one in lines if isinstance(one, LogLine)]
+        self._late_came.set()
 
     @property
     def followed(self) -> tuple[str, ...]:
@@ -112,6 +126,7 @@ class LogWatch:
             data={
                 "places": {} if self._files is None else self._files.places,
                 "lines": list(self._recent),
+                "late": [to_data(one, now=trio.current_time()) for one in self._late],
             },
         )
 
@@ -170,7 +185,27 @@ class LogWatch:
             generation=number, pid=pid, level=entry.severity, text=entry.text, at=at, log=log
         )
         self._tell(line, generation)
-        self._signal(line)
+        if generation is not None and generation.role is Role.CANDIDATE:
+            self._late.append(line)
+            self._late_came.set()
+        else:
+            self._signal(line)
+
+    def settle(self) -> None:
+        """What was held back counts now."""
+        late, self._late = self._late, []
+        for line in late:
+            self._signal(line)
+
+    async def _let_others_speak_first(self) -> None:
+        """A candidate's line counts a moment later: what befalls the host has both write it."""
+        while True:
+            await self._late_came.wait()
+            self._late_came = trio.Event()
+            while self._late:
+                await trio.sleep_until(self._late[0].at + OTHERS)
+                if self._late:
+                    self._signal(self._late.pop(0))
 
     def _tell(self, line: LogLine, generation: Generation | None) -> None:
         """The first line of each kind is told, of each generation."""
@@ -214,6 +249,7 @@ class LogWatch:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read_files)
+                nursery.start_soon(self._let_others_speak_first)
                 if self._socket is not None:
                     nursery.start_soon(self._hear_socket, self._socket)
                 task_status.started()

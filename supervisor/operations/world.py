@@ -210,6 +210,8 @@ class World:
     hasten: trio.Event = field(default_factory=trio.Event)
     look_at_logs: Callable[[], None] = lambda: None
     """Who writes error logs, and to which files, may be others by now."""
+    settle_logs: Callable[[], None] = lambda: None
+    """What a candidate wrote, and what was held back so far, counts now."""
     hear_output: Callable[[list[str]], None] = lambda _: None
     """Lines that nginx wrote to its standard output or error."""
     reloading: bool = False  # by us

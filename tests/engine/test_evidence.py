@@ -83,7 +83,7 @@ class Scene:
         self.world = SimpleNamespace(
             active=SimpleNamespace(id=OLD, master=SimpleNamespace(pid=8)),
             candidate=self.candidate, run=self.run, listener=listener, generations={},
-            log=structlog.get_logger(), hear_signal=lambda _: None,
+            log=structlog.get_logger(), hear_signal=lambda _: None, settle_logs=lambda: None,
             settings=SimpleNamespace(
                 upgrade=UpgradeSettings(), triggers=TriggerSettings()
             ),

@@ -22,7 +22,7 @@ from supervisor.core.settings import SyslogSettings
 from supervisor.core.signals import LogLine
 from supervisor.edges.generation import Role
 from supervisor.edges.handover import HandOver, Parcel
-from supervisor.log_watch import ENDED, STDERR, TELL, UNKNOWN, LogWatch
+from supervisor.log_watch import ENDED, OTHERS, STDERR, TELL, UNKNOWN, LogWatch
 from supervisor.operations.world import World
 
 OLD, NEW = 1, 2
@@ -95,6 +95,7 @@ async def test_lines_of_masters_and_workers_are_theirs() -> None:
         scene.new.workers[worker] = None
         for pid in (scene.old.master.pid, scene.new.master.pid, worker):
             scene.says(pid)
+        scene.watch.settle()
     assert scene.whose == [OLD, NEW, NEW]
     assert {one.log for one in scene.heard} == {STDERR}
 
@@ -119,6 +120,7 @@ async def test_a_new_master_is_no_worker_of_the_one_that_forked_it(
             scene.new.master.pid = exec_ed.pid
             del scene.old.workers[exec_ed.pid]
             scene.watch.look()
+            scene.watch.settle()
             assert scene.whose == [NEW]
         finally:
             exec_ed.kill()
@@ -134,6 +136,7 @@ async def test_a_pid_that_is_nobodys_is_looked_for_again(
     await trio.sleep(UNKNOWN / 2)
     scene.new.workers[DEAD - 9] = None
     scene.watch.look()
+    scene.watch.settle()
     assert scene.whose == [NEW]
     await trio.sleep(UNKNOWN)
     scene.watch.look()
@@ -158,6 +161,29 @@ async def test_the_last_words_of_a_process_are_its_own(
     await trio.sleep(UNKNOWN)
     scene.watch.look()
     assert scene.whose == [OLD, None, None]
+
+
+async def test_the_other_generation_has_a_moment_to_write_the_same(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Else what befalls the host would condemn whoever was quicker to write it."""
+    scene = Scene()
+    scene.says(scene.new.master.pid, "b")
+    scene.says(scene.old.master.pid, "a")
+    scene.says(scene.new.master.pid, "c")
+    held = scene.watch._give()
+    assert [one.text for one in scene.heard] == ["a"]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scene.watch._let_others_speak_first)
+        await trio.sleep(OTHERS + 0.01)
+        assert [one.text for one in scene.heard] == ["a", "b", "c"]
+        nursery.cancel_scope.cancel()
+    scene.heard.clear()
+    scene.successor(HandOver({"error_logs": held})).settle()
+    assert [(one.text, one.generation) for one in scene.heard] == [("b", NEW), ("c", NEW)]
+    for odd in ("x", [1], [{}], {"a": 1}):
+        scene.successor(HandOver({"error_logs": Parcel(data={"late": odd})})).settle()
+    assert len(scene.heard) == 2
 
 
 async def test_each_kind_is_told_once_of_each_generation() -> None:

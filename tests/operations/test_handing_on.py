@@ -31,6 +31,7 @@ NOT_OF_A_RUN = {
 NOT_OF_A_WORLD = {
     "settings", "log", "store", "journal", "listener", "post", "watch", "lock", "background",
     "keep_locks", "told_short", "progress", "look_at_logs", "hear_output",
+    "settle_logs",
     "remember", "version_of_upgrade", "hasten",  # parts and wiring, which a new program makes anew
     "held",  # a parcel of its own
     "copying", "foreign_hearing", "reloaded", "hear_signal", "keep_copy",  # of this process
