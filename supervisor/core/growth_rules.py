@@ -22,7 +22,7 @@ stored).
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from supervisor.core.case import Case, Trigger
@@ -99,14 +99,13 @@ def _grows(
     if not measure.factor or case.reference is None:
         return None
     rows = current(case.seen.usage(case.candidate), ProcessKind.WORKER)
-    used = [_values(row, measure.value) for row in rows]
     suspects = [
         (row, values)
-        for row, values in zip(rows, used, strict=True)
-        if _rises(values, settings, measure.floor)
+        for row in rows
+        if _lasts(values := _rising(row, measure.value), settings, measure.floor)
     ]
-    together = _together(rows, measure.value)
-    all_rise = _rises(together, settings, ALL * measure.floor)
+    together = _rising_together(rows, measure.value)
+    all_rise = _lasts(together, settings, ALL * measure.floor)
     if not suspects and not all_rise:
         return None
     ages = _workers(case.seen.ages(case.reference))
@@ -145,7 +144,7 @@ def _condemn(
     return Trigger(reason=measure.reason, detail=detail)
 
 
-def _rises(values: Sequence[tuple[float, float]], settings: UsageSettings, floor: float) -> bool:
+def _lasts(values: Sequence[tuple[float, float]], settings: UsageSettings, floor: float) -> bool:
     seconds, more = rise(values)
     return seconds >= settings.growing_for and more > 0 and more >= floor
 
@@ -154,24 +153,34 @@ def _exceeds(value: float, reference: float, measure: _Measure, floor: float) ->
     return value >= measure.factor * reference and value - reference >= floor
 
 
-def _values(row: Sequence[Usage], value: Value) -> list[tuple[float, float]]:
-    """The newest (time, value) of one process, as far back as they were seen without a gap."""
+def _rising(row: Sequence[Usage], value: Value) -> list[tuple[float, float]]:
+    """The newest (time, value) of one process, as far back as they grow from one to the next."""
+    return _while_rising((one.at, value(one)) for one in reversed(row))
+
+
+def _rising_together(rows: list[Sequence[Usage]], value: Value) -> list[tuple[float, float]]:
+    """The same of the sum of the processes that live now, as long as all of them have lived."""
+    return _while_rising(_sums_backwards(rows, value)) if rows else []
+
+
+def _sums_backwards(
+    rows: list[Sequence[Usage]], value: Value
+) -> Iterator[tuple[float, float | None]]:
+    for back in range(1, min(map(len, rows)) + 1):
+        at = rows[0][-back].at
+        if any(row[-back].at != at for row in rows):
+            return
+        each = [value(row[-back]) for row in rows]
+        yield at, None if None in each else sum(one or 0.0 for one in each)
+
+
+def _while_rising(backwards: Iterable[tuple[float, float | None]]) -> list[tuple[float, float]]:
     found: list[tuple[float, float]] = []
-    for one in reversed(row):
-        seen = value(one)
-        if seen is None:
+    for at, seen in backwards:
+        if seen is None or (found and seen >= found[-1][1]):
             break
-        found.append((one.at, seen))
+        found.append((at, seen))
     return found[::-1]
-
-
-def _together(rows: list[Sequence[Usage]], value: Value) -> list[tuple[float, float]]:
-    """The newest (time, sum) of the processes that live now, as long as all of them have lived."""
-    columns = [dict(_values(row, value)) for row in rows]
-    if not columns:
-        return []
-    common = sorted(set(columns[0]).intersection(*columns[1:]))
-    return [(at, sum(column[at] for column in columns)) for at in common]
 
 
 def _workers(rows: Mapping[int, Sequence[Usage]]) -> list[Sequence[Usage]]:

@@ -41,7 +41,7 @@ def cache_manager_died(case: Case, settings: UsageSettings) -> Trigger | None:
     return Trigger(
         reason="cache_manager_died",
         detail=f"cache process {last.pid} of the candidate ended {how}"
-        + (" and is not started again" if final else f", the {len(died)}th in a while"),
+        + (" and is not started again" if final else f"; so did {len(died)} in a while"),
     )
 
 

@@ -81,13 +81,17 @@ def worker_stalled(case: Case, settings: UsageSettings) -> Trigger | None:
     """A worker that hangs outside of its event loop, or does not fetch what is ready for it."""
     if not settings.stalled_for:
         return None
+    rows = current(case.seen.progress(case.candidate), ProcessKind.WORKER)
+    windows = [lately(row, settings.stalled_for) for row in rows]
+    suspects = [one for one in windows if _hangs(one, usual=frozenset())]
+    if not suspects:
+        return None
     before = _before(case, ProcessKind.WORKER)
-    usual = {one.place for row in before for one in row if one.state == "S"}
     if any(_hangs(lately(row, settings.stalled_for), usual=frozenset()) for row in before):
         return None
-    for row in current(case.seen.progress(case.candidate), ProcessKind.WORKER):
-        samples = lately(row, settings.stalled_for)
-        why = _hangs(samples, usual=frozenset(usual))
+    usual = frozenset(one.place for row in before for one in row if one.state == "S")
+    for samples in suspects:
+        why = _hangs(samples, usual=usual)
         if why:
             first, last = samples[0], samples[-1]
             return Trigger(

@@ -41,10 +41,7 @@ def awake_share(samples: Sequence[Progress]) -> float | None:
 
 
 def rise(values: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """How long the newest of (time, value) have grown without a pause, and by how much."""
-    begin = len(values) - 1
-    while begin > 0 and values[begin - 1][1] < values[begin][1]:
-        begin -= 1
-    if begin < 0:
+    """How long (time, value) have grown, and by how much."""
+    if not values:
         return 0.0, 0.0
-    return values[-1][0] - values[begin][0], values[-1][1] - values[begin][1]
+    return values[-1][0] - values[0][0], values[-1][1] - values[0][1]

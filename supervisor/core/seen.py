@@ -1,5 +1,8 @@
 """What was seen lately of each generation: the memory that the triggers look into.
 
+Rows of samples are given as they are, not as copies: the triggers look at them every second, and
+there may be some hundred processes. Nobody else keeps them or changes them.
+
 It goes back to before an upgrade: what the generation that serves did is the reference for what a
 candidate does. It is bounded: the newest of each kind of signal, by what it speaks of.
 """
@@ -46,11 +49,11 @@ class Seen:
 
     def __init__(self) -> None:
         self._lines: dict[int, dict[str, deque[LogLine]]] = {}
-        self._ends: dict[int, deque[ProcessEnded]] = {}
-        self._usage: dict[tuple[int, int], deque[Usage]] = {}
-        self._ages: dict[tuple[int, int], deque[Usage]] = {}
-        self._progress: dict[tuple[int, int], deque[Progress]] = {}
-        self._queues: dict[tuple[int, str, int], deque[Queue]] = {}
+        self._ends: dict[int, list[ProcessEnded]] = {}
+        self._usage: dict[tuple[int, int], list[Usage]] = {}
+        self._ages: dict[tuple[int, int], list[Usage]] = {}
+        self._progress: dict[tuple[int, int], list[Progress]] = {}
+        self._queues: dict[tuple[int, str, int], list[Queue]] = {}
 
     def add(self, one: Signal) -> None:
         """Remember it; a log line that is nobody's is forgotten at once."""
@@ -101,20 +104,20 @@ class Seen:
 
     def usage(self, generation: int) -> Mapping[int, Sequence[Usage]]:
         """What each process of one generation used, by its pid."""
-        return {pid: tuple(row) for (one, pid), row in self._usage.items() if one == generation}
+        return {pid: row for (one, pid), row in self._usage.items() if one == generation}
 
     def ages(self, generation: int) -> Mapping[int, Sequence[Usage]]:
         """What each process of one generation used when it reached each of `AGES`, by its pid."""
-        return {pid: tuple(row) for (one, pid), row in self._ages.items() if one == generation}
+        return {pid: row for (one, pid), row in self._ages.items() if one == generation}
 
     def progress(self, generation: int) -> Mapping[int, Sequence[Progress]]:
         """How each process of one generation got on, by its pid."""
-        return {pid: tuple(row) for (one, pid), row in self._progress.items() if one == generation}
+        return {pid: row for (one, pid), row in self._progress.items() if one == generation}
 
     def queues(self, generation: int) -> Mapping[tuple[str, int], Sequence[Queue]]:
         """The queues in front of one generation, by their address and socket."""
         return {
-            (address, socket): tuple(row)
+            (address, socket): row
             for (one, address, socket), row in self._queues.items()
             if one == generation
         }
@@ -149,15 +152,17 @@ Key = TypeVar("Key")
 Subject = TypeVar("Subject", bound=tuple[Any, ...])
 
 
-def _keep_only(memory: dict[Subject, deque[One]], generations: Collection[int]) -> None:
+def _keep_only(memory: dict[Subject, list[One]], generations: Collection[int]) -> None:
     for subject in [one for one in memory if one[0] not in generations]:
         del memory[subject]
 
 
-def _append(memory: dict[Key, deque[One]], key: Key, one: One, most: int) -> None:
+def _append(memory: dict[Key, list[One]], key: Key, one: One, most: int) -> None:
     row = memory.get(key)
     if row is None:
         if len(memory) >= SUBJECTS:
             del memory[next(iter(memory))]
-        row = memory[key] = deque(maxlen=most)
+        row = memory[key] = []
     row.append(one)
+    if len(row) > most:
+        del row[0]

@@ -94,6 +94,13 @@ def test_the_sum_is_of_those_that_live_now() -> None:
     assert memory_grows(case_of(old_workers(), *rows, late), SETTINGS) is None
 
 
+def test_the_sum_reaches_back_as_far_as_all_were_seen() -> None:
+    missed = [one for one in range(6) if one != 3]
+    many = [usage(pid=pid, memory=leak(9), seconds=range(6)) for pid in range(1, 16)]
+    odd = usage(pid=99, memory=leak(9), seconds=missed)
+    assert memory_grows(case_of(old_workers(16), *many, odd), SETTINGS) is None
+
+
 def test_without_anything_to_compare_with_nothing_is_condemned() -> None:
     leaking = usage(memory=leak(50))
     assert memory_grows(case_of(leaking, reference=None), SETTINGS) is None

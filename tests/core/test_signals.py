@@ -49,9 +49,9 @@ def test_each_kind_is_remembered_by_what_it_speaks_of() -> None:
     seen = remembering(LINE, END, USAGE, PROGRESS, QUEUE)
     assert seen.lines(NEW) == {"a line": (LINE,)}
     assert seen.ends(NEW) == (END,)
-    assert seen.usage(NEW) == {7: (USAGE,)}
-    assert seen.progress(NEW) == {7: (PROGRESS,)}
-    assert seen.queues(NEW) == {("127.0.0.1:80", 0): (QUEUE,)}
+    assert seen.usage(NEW) == {7: [USAGE]}
+    assert seen.progress(NEW) == {7: [PROGRESS]}
+    assert seen.queues(NEW) == {("127.0.0.1:80", 0): [QUEUE]}
     assert not seen.lines(OLD)
     assert not seen.ends(OLD)
     assert not seen.usage(OLD)
