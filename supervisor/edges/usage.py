@@ -58,6 +58,8 @@ class _Known:
     exact_at: float = -1.0  # when the next measurement is due; negative: at once
     epoll: int | None = None  # its epoll instance
     sought: bool = False  # ... was looked for
+    descriptors: int | None = None  # how many it had when ...
+    sockets: int | None = None  # ... so many of them were sockets
 
 
 @dataclass(slots=True)
@@ -98,7 +100,7 @@ class Sampler:
         usage = Usage(
             generation=self.generation, pid=pid, kind=kind, age=age,
             memory=_memory(pid, known, exact=exact), descriptors=descriptors, cpu=cpu, at=at,
-            sockets=None if descriptors is None else _sockets(pid, descriptors),
+            sockets=_known_sockets(pid, known, descriptors),
         )  # fmt: skip
         run = _busiest(pid, threads=int(fields[17]))
         own = _schedstat(f"/proc/{pid}")
@@ -178,6 +180,14 @@ def _descriptors(pid: int) -> int | None:
     except OSError:
         return None
     return count
+
+
+def _known_sockets(pid: int, known: _Known, descriptors: int | None) -> int | None:
+    """`_sockets`, not looked for again where their number has not changed."""
+    if descriptors != known.descriptors:
+        known.sockets = None if descriptors is None else _sockets(pid, descriptors)
+        known.descriptors = descriptors
+    return known.sockets
 
 
 def _sockets(pid: int, descriptors: int) -> int | None:

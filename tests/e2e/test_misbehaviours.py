@@ -16,13 +16,7 @@ from tests.e2e.harness.misbehaving import SHORT, Misbehaviour, Outcome, listed, 
 from tools.nginx_cache import Build
 
 NOT_YET = {
-    "master_spins",
     "master_ignores_signals",
-    "workers_leave_one_by_one",
-    "unprobed_listener_silent",
-    "memory_leaks",
-    "descriptors_leak",
-    "worker_burns_a_cpu",
     "unprobed_location_fails",
 }
 
