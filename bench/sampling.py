@@ -30,7 +30,7 @@ from supervisor.core.triggers import weigh
 from supervisor.edges.accept_queues import accept_queues
 from supervisor.edges.procfs import read_stat
 from supervisor.edges.usage import Sampler, processes_of
-from tests.nginx_builds.site import free_ports
+from tests.nginx_builds.site import free_port
 from tools.nginx_builds import builds
 
 WORKERS = (2, 16, 64)
@@ -61,9 +61,10 @@ def measure(workers: int, rounds: int) -> str:
         folder = Path(name)
         (folder / "logs").mkdir()
         config, pid_file = folder / "nginx.conf", folder / "nginx.pid"
+        port = free_port()
         config.write_text(
             f"worker_processes {workers}; pid {pid_file};\nevents {{}}\n"
-            f"http {{ access_log off; server {{ listen 127.0.0.1:{free_ports(1)[0]}; return 204; }} }}\n"
+            f"http {{ access_log off; server {{ listen 127.0.0.1:{port}; return 204; }} }}\n"
         )
         subprocess.run([builds()[-1].path, "-p", folder, "-c", config], check=True, timeout=LIMIT)
         ends = time.monotonic() + LIMIT
