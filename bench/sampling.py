@@ -30,7 +30,7 @@ from supervisor.core.triggers import weigh
 from supervisor.edges.accept_queues import accept_queues
 from supervisor.edges.procfs import read_stat
 from supervisor.edges.usage import Sampler, processes_of
-from tests.nginx_builds.site import free_port
+from tests.e2e.harness.ports import free_port
 from tools.nginx_builds import builds
 
 WORKERS = (2, 16, 64)
