@@ -79,7 +79,7 @@ class Lookout:
             report=self._take,
             begin=patrol.begin,
             wants_more=lambda: patrol.wants_more,
-            pause=max(PAUSE, probe.interval),
+            pause=lambda: patrol.pause(max(PAUSE, probe.interval)),
         )
 
     def observe(self, seen: Observation, *, in_canary: bool) -> None:

@@ -6,13 +6,16 @@ patrol connects again and again until every worker has answered, in rounds, and 
 worker. Two things condemn:
 
 - `worker_failing`: a worker failed `fall` times in a row, an interval of the probe apart at least,
-  and between each two of these failures another worker answered well. Where none does it is no
-  matter of one worker, and the probe's own rows decide.
+  and between each two of these failures others answered, and well more often than badly. Where
+  they do not it is no matter of one worker, and the probe's own rows decide.
 - `worker_not_answering`: a worker that hangs accepts nothing, so nobody can say that a connection
   was for it. But the kernel spreads new connections over the workers by chance: when so many have
   been answered that each worker should have had its turn several times over, and all the others
   have had it, and connections were left without an answer, then those were for the one that is
   missing. It has to be missing for a while (`silence`): a worker may be held up by a slow disk.
+
+A site that limits requests (limit_req) answers badly by whichever worker, just since it is asked so
+often: a round in which several workers fail is over, and the next one comes later and later.
 
 A host in trouble slows down every worker, so that some answers of each are missing, and not all
 answers of one. Without a way to tell whose an answer is the patrol ends and condemns nobody.
@@ -28,6 +31,8 @@ from dataclasses import dataclass, field
 from supervisor.core.observation import Observation, Outcome
 from supervisor.core.triggers import Trigger
 
+LONGEST_ROW = 4
+"""Doublings of the pause at most."""
 USELESS = 8
 """Answers in a round that prove nothing, after which the round is over."""
 
@@ -38,7 +43,7 @@ class _Row:
 
     answered: float
     failures: list[float] = field(default_factory=list)
-    others_pass: bool = False  # since the last of these failures
+    others: int = 0  # good answers of others less their bad ones, since the last of these failures
 
 
 class Patrol:
@@ -51,7 +56,9 @@ class Patrol:
         self._silence = silence
         self._rows: dict[int, _Row] = {}
         self._missing: set[int] = set()
+        self._failed_in_round: set[int] = set()
         self._passes = self._nobody = self._useless = 0
+        self._cut_short = 0  # rounds in a row in which several failed
 
     # --- rounds ---
 
@@ -64,15 +71,26 @@ class Patrol:
 
     def begin(self) -> None:
         """A new round: every worker is to answer again."""
+        self._cut_short = self._cut_short + 1 if self._several_fail else 0
+        self._failed_in_round = set()
         self._missing = set(self._rows)
         self._passes = self._nobody = self._useless = 0
 
     @property
     def wants_more(self) -> bool:
         """Another connection may still show something in this round."""
-        if len(self._rows) < 2 or self._useless >= USELESS:
+        if len(self._rows) < 2 or self._useless >= USELESS or self._several_fail:
             return False
         return bool(self._missing) and self._passes + self._nobody < 2 * self._enough
+
+    def pause(self, usual: float) -> float:
+        """Seconds until the next round."""
+        cut_short = min(self._cut_short + self._several_fail, LONGEST_ROW)
+        return float(usual * 2**cut_short)
+
+    @property
+    def _several_fail(self) -> bool:
+        return len(self._failed_in_round) > 1
 
     @property
     def _enough(self) -> int:
@@ -102,14 +120,17 @@ class Patrol:
         self._missing.discard(pid)
         self._passes += 1
         for other, one in self._rows.items():
-            one.others_pass = one.others_pass or other != pid
+            one.others += other != pid
         return self._silent(at)
 
     def _failed(self, pid: int, row: _Row, said: str, at: float) -> Trigger | None:
+        self._failed_in_round.add(pid)
+        for other, one in self._rows.items():
+            one.others -= other != pid
         if row.failures and at - row.failures[-1] < self._interval:
             return None
-        row.failures = [*row.failures, at] if row.others_pass else [at]
-        row.others_pass = False
+        row.failures = [*row.failures, at] if row.others > 0 else [at]
+        row.others = 0
         if len(row.failures) < self._fall:
             return None
         detail = (

@@ -100,7 +100,7 @@ class Beside:
     report: Callable[[Observation], None]
     begin: Callable[[], None]  # a round
     wants_more: Callable[[], bool]  # in this round
-    pause: float  # seconds between two rounds
+    pause: Callable[[], float]  # seconds until the next round
 
 
 @dataclass(slots=True)
@@ -252,7 +252,7 @@ class Prober:
             async with trio.open_nursery() as nursery:
                 for _ in range(LANES):
                     nursery.start_soon(lane)
-            await trio.sleep(beside.pause)
+            await trio.sleep(beside.pause())
 
     def _pause(self, probe: ProbeSettings, outcome: Outcome, current: _Round) -> float | None:
         """Seconds until the probe asks again ahead of its interval; None: it does not.

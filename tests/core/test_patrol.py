@@ -127,6 +127,43 @@ def test_where_all_fail_it_is_no_matter_of_one_worker() -> None:
             assert one.take(answer(pid, Outcome.FAIL), at=float(at)) is None
 
 
+def test_several_that_fail_end_a_round_and_make_the_next_one_late() -> None:
+    one = patrol()
+    assert one.pause(2.0) == 2.0
+    for expected in (4.0, 8.0, 16.0, 32.0, 32.0):
+        one.begin()
+        one.take(answer(11, Outcome.FAIL), at=1.0)
+        assert one.wants_more
+        one.take(answer(12, Outcome.FAIL), at=1.0)
+        assert not one.wants_more
+        assert one.pause(2.0) == expected
+    one.begin()
+    one.begin()
+    assert one.pause(2.0) == 2.0
+
+
+def test_a_site_that_limits_requests_is_no_matter_of_one_worker() -> None:
+    """One answer of ten is well, whichever worker gives it."""
+    one = patrol()
+    for step in range(600):
+        pid = 11 + step * 7 % 3
+        outcome = Outcome.PASS if step % 10 == 0 else Outcome.FAIL
+        if not one.wants_more:
+            one.begin()
+        assert one.take(answer(pid, outcome), at=step / 10) is None
+
+
+def test_two_bad_workers_of_many_are_found() -> None:
+    one = patrol(frozenset(range(11, 19)))
+    found = None
+    for at in range(1, 5):
+        for pid in range(11, 19):
+            outcome = Outcome.FAIL if pid in (12, 15) else Outcome.PASS
+            found = found or one.take(answer(pid, outcome), at=float(at))
+    assert found is not None
+    assert found.reason == "worker_failing"
+
+
 # --- a worker that does not answer ---
 
 

@@ -55,7 +55,7 @@ async def test_each_worker_is_asked_in_canary_and_soak(autojump_clock: MockClock
     for watch in (Watch.CANARY, Watch.SOAK):
         scene.evidence.aim(watch)
         asked = beside(scene)
-        assert (asked.probe, asked.pause) == ("quick", PAUSE)
+        assert (asked.probe, asked.pause()) == ("quick", PAUSE)
         assert (asked.aim.address, asked.aim.cover) == (("127.0.0.1", 18931), frozenset())
         assert asked.wants_more()
         for pid in WORKERS:
