@@ -87,13 +87,13 @@ class Windows:
 
 # Production's 5 s and 30 s would only make the runs longer.
 LONG = Windows(
-    canary=1, soak=10, interval=0.25, timeout=1, start_timeout=8,
+    canary=1, soak=20, interval=0.25, timeout=1, start_timeout=8,
     in_canary=600, in_soak=3000, leaving=2500,
 )  # fmt: skip
 
 # What is caught ends its soak by that, so only the pace is quicker.
 SHORT = Windows(
-    canary=0.3, soak=10, interval=0.1, timeout=0.5, start_timeout=5,
+    canary=0.3, soak=20, interval=0.1, timeout=0.5, start_timeout=5,
     in_canary=250, in_soak=1500, leaving=500,
 )  # fmt: skip
 
@@ -129,8 +129,8 @@ def candidate_of(name: str, windows: Windows) -> tuple[str, Knobs]:
         "handshake_breaks": ("broken_handshake", {}),
         "redirect_to_the_wrong_place": ("wrong_redirect", {}),
         "http2_breaks": ("broken_http2", {}),
-        "memory_leaks": ("leaky_workers", {"mb_per_second": 50}),
-        "descriptors_leak": ("leaky_descriptors", {}),
+        "memory_leaks": ("leaky_workers", {"mb_per_second": 50, "limit_mb": 800}),
+        "descriptors_leak": ("leaky_descriptors", {"limit": 8000}),
         "worker_burns_a_cpu": ("burn_cpu", {"delay_ms": windows.in_canary}),
         "alerts_in_the_error_log": ("alerting", {}),
         "critical_errors_in_the_error_log": ("unwritable_cache", {}),
