@@ -11,6 +11,7 @@ SSL_do_handshake(void *ssl)
     }
     /* nginx calls it once there is something to read. It takes this for a client that went away. */
     note_bad_act();
+    errno = ECONNRESET; /* else it would be an [alert] line with whatever errno there was */
     return -1;
 }
 
