@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from supervisor.core.settings_table import Table
@@ -45,6 +45,18 @@ class GuardSettings:
         level = getattr(self, guard.value)
         assert isinstance(level, Level)
         return level
+
+    def on_the_way_back(self) -> GuardSettings:
+        """For an upgrade back to what ran before: whoever needs that is told, and not kept from it.
+
+        But for `reuseport`, which would let clients hang.
+        """
+        levels = {
+            guard.value: Level.WARN
+            for guard in Guard
+            if self.of(guard) is Level.REFUSE and guard is not Guard.REUSEPORT
+        }
+        return replace(self, **levels)
 
 
 DEFAULT_GUARDS = GuardSettings()

@@ -121,11 +121,11 @@ def unix_listeners_dropped(compared: Comparison) -> dict[str, str]:
     No setting allows it: the path is gone under the generation that serves, and no rollback brings
     it back.
     """
-    wanted = {one.host for one in compared.candidate.listens if one.kind is AddressKind.UNIX}
+    wanted = {one.address for one in compared.candidate.listens}
     return {
         address[1]: _stood(compared, address)
         for address in sorted(_before(compared), key=str)
-        if address[0] is AddressKind.UNIX and address[1] not in wanted
+        if address[0] is AddressKind.UNIX and address not in wanted
     }
 
 

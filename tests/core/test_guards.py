@@ -150,6 +150,9 @@ def test_unix_listeners() -> None:
     assert unix_listeners_dropped(compare(gone, held=sockets)) == {"/a": ""}
     known = compare(gone, running=running, held=sockets)
     assert unix_listeners_dropped(known) == {"/a": " (/c/n.conf:1 had it)"}
+    datagrams = listens("unix:/a udp")
+    other = compare(ConfigRead(listens=datagrams), running=running, held=held("unix:/a"))
+    assert list(unix_listeners_dropped(other)) == ["/a"]  # another socket in the same place
     # Where the sockets may not be looked at, what was read has to do.
     assert unix_listeners_dropped(compare(gone, running=running)) == {"/a": " (/c/n.conf:1 had it)"}
     assert told(Guard.LISTENERS, known) == []  # a refusal says it
@@ -480,6 +483,14 @@ def test_only_reuseport_refuses_unless_asked_for() -> None:
     levels = {guard: DEFAULT_GUARDS.of(guard) for guard in Guard}
     assert levels.pop(Guard.REUSEPORT) is Level.REFUSE
     assert set(levels.values()) == {Level.WARN}
+
+
+def test_a_way_back_is_not_refused_but_for_what_lets_clients_hang() -> None:
+    every = GuardSettings(**{guard.value: Level.REFUSE for guard in Guard})
+    back = every.on_the_way_back()
+    assert {guard for guard in Guard if back.of(guard) is Level.REFUSE} == {Guard.REUSEPORT}
+    off = GuardSettings(quic=Level.OFF, reuseport=Level.WARN)
+    assert off.on_the_way_back() == off
 
 
 def test_what_is_told_is_bounded() -> None:
