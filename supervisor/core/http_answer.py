@@ -9,8 +9,9 @@ port of the URL and the one that was really asked are the site's own.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import NamedTuple
 from urllib.parse import urljoin, urlsplit
 
@@ -59,8 +60,29 @@ class Judgement(NamedTuple):
     too_late: bool = False
 
 
-def judge(answer: Answer, probe: HttpProbe, took: float) -> Judgement:
-    """Whether the answer is as expected after `took` seconds, and what is to be told of it."""
+class Part(Enum):
+    """What of an answer is searched for a pattern."""
+
+    LOCATION = "Location"
+    BODY = "body"
+
+
+def searches(answer: Answer, probe: HttpProbe) -> Iterator[tuple[Part, re.Pattern[str], str]]:
+    """The patterns that the answer is judged by, and the text in which each has to be."""
+    if answer.status not in probe.expect_status:
+        return
+    location = answer.header("location")
+    if probe.expect_location is not None and location is not None:
+        yield Part.LOCATION, probe.expect_location, location.decode("utf-8", "replace")
+    if probe.expect_body is not None:
+        yield Part.BODY, probe.expect_body, answer.body.decode("utf-8", "replace")
+
+
+def judge(answer: Answer, probe: HttpProbe, took: float, found: Collection[Part]) -> Judgement:
+    """Whether the answer is as expected after `took` seconds, and what is to be told of it.
+
+    `found` are those of `searches` whose pattern is in their text.
+    """
     said = f"status {answer.status}"
     if answer.status not in probe.expect_status:
         expected = ", ".join(str(one) for one in sorted(probe.expect_status))
@@ -70,20 +92,18 @@ def judge(answer: Answer, probe: HttpProbe, took: float) -> Judgement:
         if location is None:
             return Judgement(Outcome.FAIL, f"{said} without a Location")
         shown = location.decode("utf-8", "replace")
-        if not probe.expect_location.search(shown):
+        if Part.LOCATION not in found:
             return Judgement(
                 Outcome.FAIL,
                 f"{said}, but the Location does not match {probe.expect_location.pattern!r}: "
                 f"{shown[:_SHOWN]!r}",
             )
-    if probe.expect_body is not None:
+    if probe.expect_body is not None and Part.BODY not in found:
         body = answer.body.decode("utf-8", "replace")
-        if not probe.expect_body.search(body):
-            return Judgement(
-                Outcome.FAIL,
-                f"{said}, but the body does not match {probe.expect_body.pattern!r}: "
-                f"{body[:_SHOWN]!r}",
-            )
+        return Judgement(
+            Outcome.FAIL,
+            f"{said}, but the body does not match {probe.expect_body.pattern!r}: {body[:_SHOWN]!r}",
+        )
     if probe.max_latency is not None and took > probe.max_latency:
         late = f"{said} after {took:.3f} s, slower than {probe.max_latency:g} s"
         return Judgement(Outcome.FAIL, late, too_late=True)

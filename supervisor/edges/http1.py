@@ -9,6 +9,7 @@ from supervisor.core.http_answer import Answer
 from supervisor.core.probe_settings import HttpProbe
 from supervisor.edges.http_exchange import (
     MOST_HEADER,
+    MOST_WORDS,
     BadAnswerError,
     Body,
     Intake,
@@ -38,7 +39,8 @@ async def exchange(
     except h11.RemoteProtocolError as exc:
         if "ConnectionClosed" in str(exc):
             raise BadAnswerError("the connection was closed in the middle of the answer") from exc
-        raise BadAnswerError(f"no HTTP/1.1 answer while {progress.doing}: {exc}") from exc
+        why = str(exc)[:MOST_WORDS]
+        raise BadAnswerError(f"no HTTP/1.1 answer while {progress.doing}: {why}") from exc
 
 
 async def _receive(intake: Intake, connection: h11.Connection, progress: Progress) -> Answer:

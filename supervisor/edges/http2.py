@@ -15,6 +15,7 @@ from supervisor.core.probe_settings import HttpProbe
 from supervisor.edges.http_exchange import (
     MOST_BODY,
     MOST_HEADER,
+    MOST_WORDS,
     BadAnswerError,
     Body,
     Intake,
@@ -65,7 +66,7 @@ async def exchange(
     try:
         return await _receive(_Reading(Intake(stream), connection, number), progress)
     except h2.exceptions.ProtocolError as exc:
-        why = str(exc) or type(exc).__name__
+        why = str(exc)[:MOST_WORDS] or type(exc).__name__
         raise BadAnswerError(f"no HTTP/2 answer while {progress.doing}: {why}") from exc
 
 

@@ -24,6 +24,10 @@ EVENTS_AT_ONCE = 32
 """Parts of an answer that are taken from what has come before others get their turn."""
 
 
+MOST_WORDS = 200
+"""Characters of what a library says about an answer: it may quote it whole."""
+
+
 class BadAnswerError(Exception):
     """What the server sent is no answer; the text says why, `outcome` what follows from it."""
 

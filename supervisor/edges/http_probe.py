@@ -8,12 +8,22 @@ from dataclasses import dataclass
 
 import trio
 
-from supervisor.core.http_answer import Answer, Follow, Judgement, Refused, judge, redirect_of
+from supervisor.core.http_answer import (
+    Answer,
+    Follow,
+    Judgement,
+    Part,
+    Refused,
+    judge,
+    redirect_of,
+    searches,
+)
 from supervisor.core.observation import Attribution, Outcome
 from supervisor.core.probe_settings import Address, HttpProbe, TcpAddress
 from supervisor.edges import http1
 from supervisor.edges.http_exchange import MOST_BODY, BadAnswerError
 from supervisor.edges.owner_finding import Owner
+from supervisor.edges.pattern_search import found_in
 from supervisor.edges.probe_finding import (
     Finding,
     Progress,
@@ -54,13 +64,14 @@ async def check_http(
                 if not isinstance(step, Follow):
                     break
                 asked.append(step.target)
+            found = await _found(answer, probe, progress)
         except BadAnswerError as exc:
             after = f" (after {' -> '.join(asked)})" if len(asked) > 1 else ""
             return progress.finding(exc.outcome, f"{exc}{after}")
         if isinstance(step, Refused):
             told = Judgement(Outcome.FAIL, f"status {answer.status}: {step.why}")
         else:
-            told = judge(answer, probe, took)
+            told = judge(answer, probe, took, found)
         unproved = probe.tls is not None and not probe.tls.verify
         return Finding(
             outcome=told.outcome,
@@ -70,6 +81,13 @@ async def check_http(
         )  # fmt: skip
 
     return await within(probe.timeout, ask)
+
+
+async def _found(answer: Answer, probe: HttpProbe, progress: Progress) -> frozenset[Part]:
+    """The parts with their pattern in them. Raises BadAnswerError where nobody can tell."""
+    with progress.own_time():
+        wanted = searches(answer, probe)
+        return frozenset([part for part, one, text in wanted if await found_in(text, one)])
 
 
 @dataclass(slots=True)

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.core.http_answer import Answer, Follow, Refused, judge, redirect_of
+from supervisor.core.http_answer import (
+    Answer,
+    Follow,
+    Judgement,
+    Refused,
+    judge,
+    redirect_of,
+    searches,
+)
 from supervisor.core.observation import Outcome
 from supervisor.core.probe_settings import HttpProbe, parse_probe
 
@@ -31,6 +39,18 @@ def step(
 ) -> Follow | Refused | None:
     one = probe(url, **{"follow_redirects": 2, **more})
     return redirect_of(moved(location, status), one, asked or (one.target,), {8080, PRIVATE})
+
+
+def judged(answer: Answer, one: HttpProbe, took: float) -> Judgement:
+    found = [part for part, pattern, text in searches(answer, one) if pattern.search(text)]
+    return judge(answer, one, took, found)
+
+
+def test_the_same_pattern_may_be_wanted_in_two_places() -> None:
+    one = probe(expect_status=[301], expect_location="ok", expect_body="ok")
+    answer = Answer(301, ((b"location", b"/ok"),), b"no")
+    assert judged(answer, one, 0.1).detail.endswith("but the body does not match 'ok': 'no'")
+    assert list(searches(Answer(500, (), b"ok"), one)) == []
 
 
 @pytest.mark.parametrize(
@@ -121,7 +141,7 @@ def test_a_redirect_may_be_what_is_expected(
     location: str | None, outcome: Outcome, said: str
 ) -> None:
     one = probe(expect_status=[301], expect_location="^https://example.org/")
-    found, detail, _ = judge(moved(location), one, 0.1)
+    found, detail, _ = judged(moved(location), one, 0.1)
     assert found is outcome
     assert said in detail
 
@@ -137,7 +157,7 @@ def test_a_redirect_may_be_what_is_expected(
 )
 def test_status_body_and_time(answer: Answer, took: float, outcome: Outcome, said: str) -> None:
     one = probe(expect_status=[200, 204], expect_body="ok$", max_latency="1s")
-    found, detail, late = judge(answer, one, took)
+    found, detail, late = judged(answer, one, took)
     assert found is outcome
     assert said in detail
     assert late is (took > 1)

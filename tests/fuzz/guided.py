@@ -22,7 +22,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-NAMES = ("wire", "methods", "settings", "records", "texts", "error_log")
+NAMES = ("wire", "methods", "settings", "records", "texts", "error_log", "answers")
 CORPUS = Path(__file__).with_name("corpus")
 FOUND = Path("fuzz-found")
 LONGEST_INPUT = 4000

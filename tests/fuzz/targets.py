@@ -7,6 +7,7 @@
 - `error_log`: pieces of nginx's error log, and datagrams to the supervisor's syslog socket.
 - `texts`: what `nginx -T` and `nginx -V` print, the head of a file that may be an executable, and
   files that may be certificates.
+- `answers`: what any server may send to an http probe (in `tests.fuzz.answers`).
 
 They need nothing but the standard library besides what the supervisor needs: a coverage-guided
 fuzzer (`tests.fuzz.guided`), hypothesis, and the corpus of what was found all call these.
@@ -48,6 +49,7 @@ from supervisor.edges.journal import History, Journal, decode_line, encode_line
 from supervisor.edges.runtime_state import RuntimeState
 from supervisor.varlink import Basic, Nullable, parse_interface
 from tests.control.fake_backend import FakeBackend
+from tests.fuzz.answers import answers_target
 from tests.fuzz.choices import Choices
 
 _SOURCES = Path(supervisor.__file__).parent
@@ -435,4 +437,5 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "records": records_target,
     "texts": texts_target,
     "error_log": error_log_target,
+    "answers": answers_target,
 }
