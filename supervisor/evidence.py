@@ -50,7 +50,7 @@ BASELINE_LOOKS = 2
 def _ended(gone: WorkerExited) -> ProcessEnded:
     return ProcessEnded(
         generation=gone.generation, pid=gone.pid, kind=gone.kind, code=gone.status.code,
-        signal=gone.status.signal, draining=gone.draining, at=gone.at,
+        signal=gone.status.signal, draining=gone.draining, at=gone.at, lived=gone.lived,
     )  # fmt: skip
 
 

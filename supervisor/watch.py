@@ -63,6 +63,7 @@ class WorkerExited:
     draining: bool  # it was seen leaving before
     at: float
     kind: ProcessKind = ProcessKind.WORKER  # or a cache process
+    lived: float | None = None  # seconds from its start to its end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +118,7 @@ async def watch(
 
     async def worker(process: Process) -> None:
         await process.wait_exited()
+        ended, lived = trio.current_time(), process.age
         status = await process.exit_status()
         watched.discard(process.pid)
         if status.orderly:
@@ -131,7 +133,7 @@ async def watch(
         see(
             WorkerExited(
                 generation=generation.id, pid=process.pid, status=status,
-                draining=process.pid in draining, at=trio.current_time(),
+                draining=process.pid in draining, at=ended, lived=lived,
                 kind=ProcessKind.CACHE if process.pid in caches else ProcessKind.WORKER,
             )
         )  # fmt: skip

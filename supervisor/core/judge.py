@@ -12,10 +12,11 @@ judge, the triggers that need no configuration judge alone. Those come from the 
   failed, ngx_worker_process_init), condemns at once.
 - A worker that was seen leaving and then ends is a reload's business.
 - An end with code 0, or one that the kernel would not tell (the workers are the master's children,
-  not ours), may belong to a reload whose leaving was too short to be seen. A reload replaces all
-  workers, a crash replaces one: so such an end waits until the workers have been counted again.
-  All are new: the whole set counts as one unexpected end. Some are not: an unknown end is taken
-  for a death, one with code 0 counts as unexpected.
+  not ours), may belong to a reload whose leaving was too short to be seen. In a reload as many new
+  workers are there before the old ones leave: where as many are left as there should be, it was
+  one. Else such an end waits until the workers have been counted again. All are new: that was a
+  reload too, or all have ended, which `process_rules.workers_lost` tells apart. Some are not: an
+  unknown end is taken for a death, one with code 0 counts as unexpected.
 - Any other code counts as unexpected. Some unexpected ends in a short time are a loop.
 
 The shared listener shows some workers never, so "the candidate is healthy" also asks that each of
@@ -69,7 +70,7 @@ class _Ended:
     pid: int
     unknown: bool
     at: float
-    before: frozenset[int]  # the workers that accepted when it ended
+    before: frozenset[int]  # the other workers that accepted when it ended
 
 
 class Judge:
@@ -165,7 +166,9 @@ class Judge:
         elif code:
             self._note_unexpected(at)
         else:
-            self._ended.append(_Ended(pid, code is None, at, self._workers))
+            self._workers -= {pid}
+            if self._expected is None or len(self._workers) < self._expected:
+                self._ended.append(_Ended(pid, code is None, at, self._workers))
 
     def census(self, accepting: frozenset[int], *, at: float, starting: int = 0) -> None:
         """Count the candidate's workers; `starting` ones are forked and not yet initialised."""
@@ -335,19 +338,16 @@ class Judge:
 
     def _understand_ends(self, at: float) -> None:
         waiting: list[_Ended] = []
-        replaced = False
         for one in self._ended:
             if self._workers and not self._workers & one.before:
-                replaced = True
-            elif at - one.at < SETTLE:
+                continue
+            if at - one.at < SETTLE:
                 waiting.append(one)
             elif one.unknown:
                 self._condemn("worker_died", f"worker {one.pid} ended, and it was not told to")
             else:
                 self._note_unexpected(one.at)
         self._ended = waiting
-        if replaced:
-            self._note_unexpected(at)
 
     def _note_unexpected(self, at: float) -> None:
         most, interval = self._triggers.respawns, self._triggers.respawn_interval

@@ -127,10 +127,16 @@ def candidate_deaf(case: Case, settings: UsageSettings) -> Trigger | None:
     before = [one for row in _before(case, ProcessKind.MASTER) for one in row]
     usual = frozenset(one.place for one in before)
     known = {signal for one in before for signal in one.deaf_to.split()}
-    for row in current(case.seen.progress(case.candidate), ProcessKind.MASTER):
+    rows = case.seen.progress(case.candidate)
+
+    def acts(since: float) -> bool:
+        """It has started a worker: in each reload it sleeps elsewhere for 100 ms."""
+        return any(row[-1].at - row[-1].age > since for row in rows.values())
+
+    for row in current(rows, ProcessKind.MASTER):
         samples = lately(row, settings.deaf_for)
         pid = row[-1].pid
-        if samples and all(_is_outside(one, usual) for one in samples):
+        if samples and all(_is_outside(one, usual) for one in samples) and not acts(samples[0].at):
             return Trigger(
                 reason="candidate_deaf",
                 detail=f"the candidate's master {pid} takes no signal: for "

@@ -59,6 +59,7 @@ class ProcessEnded:
     signal: int | None
     draining: bool  # it was seen leaving before
     at: float
+    lived: float | None = None  # seconds from its start to its end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+
+import pytest
 
 from supervisor.core.process_rules import cache_manager_died, workers_lost
 from supervisor.core.signals import ProcessEnded, ProcessKind, Signal
@@ -20,10 +23,12 @@ def end(
     signal: int | None = None,
     draining: bool = False,
     generation: int = NEW,
+    pid: int = 9,
+    lived: float | None = None,
 ) -> Signal:
     return ProcessEnded(
-        generation=generation, pid=9, kind=kind, code=code, signal=signal, draining=draining,
-        at=BORN + at,
+        generation=generation, pid=pid, kind=kind, code=code, signal=signal, draining=draining,
+        at=BORN + at, lived=lived,
     )  # fmt: skip
 
 
@@ -68,14 +73,29 @@ def test_a_cache_manager_that_died_before_as_well_does_not() -> None:
 # --- workers ---
 
 
-def loss(at: float, pid: int, *, generation: int = NEW, later: float = 0.005) -> list[Signal]:
-    """A worker ends by itself, and another one is started."""
-    one = end(at, kind=WORKER, code=0, generation=generation)
-    return [one, *usage(generation, pid=pid, begin=BORN + at + later, seconds=range(3))]
+def leaving(
+    times: Sequence[float], *, later: float = 0.005, workers: int = 2, generation: int = NEW
+) -> list[Signal]:
+    """At each time all but the first worker have been there for long, and the first one ends.
+
+    Its successor is there so much `later`; where that is negative, before.
+    """
+    seen = [
+        one
+        for pid in range(10, 9 + workers)
+        for one in usage(generation, pid=pid, seconds=range(16), begin=BORN)
+    ]
+    born = 0.0
+    for turn, at in enumerate(times):
+        ended = end(at, kind=WORKER, code=0, generation=generation, pid=30 + turn, lived=at - born)
+        born = at + later
+        seen += [ended, *usage(generation, pid=31 + turn, begin=BORN + born, seconds=range(3))]
+    return seen
 
 
-def test_workers_that_leave_one_by_one_condemn() -> None:
-    seen = case_of(*(loss(at, pid=20 + at) for at in (1, 6, 11)))
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_workers_that_leave_one_by_one_condemn(workers: int) -> None:
+    seen = case_of(leaving((1, 6, 11), workers=workers))
     found = workers_lost(seen, SETTINGS)
     assert found is not None
     assert found.reason == "workers_respawning"
@@ -85,10 +105,21 @@ def test_workers_that_leave_one_by_one_condemn() -> None:
     assert workers_lost(seen, replace(SETTINGS, loss_interval=10.0)) is None
 
 
-def test_reloads_that_were_too_fast_to_be_seen_do_not() -> None:
-    """The new worker is there 100 ms before the old one is told to leave."""
-    reloads = [loss(at, pid=20 + at, later=-0.1) for at in (1, 3, 5, 7, 9)]
-    assert workers_lost(case_of(*reloads), SETTINGS) is None
+@pytest.mark.parametrize("times", [(1, 3, 5, 7, 9), (1.0, 1.11, 1.22, 1.33, 1.44)])
+def test_reloads_that_were_too_fast_to_be_seen_do_not(times: Sequence[float]) -> None:
+    """The new worker is there 100 ms before the old one is told to leave, and then the next one."""
+    assert workers_lost(case_of(leaving(times, later=-0.1, workers=1)), SETTINGS) is None
+
+
+def test_reloads_of_many_workers_do_not() -> None:
+    """Each set of four is started, and the one before it leaves, again and again."""
+    seen = []
+    for turn in range(6):
+        begin, leave = 0.9 * turn, 0.9 * (turn + 1) + 0.1
+        for pid in range(10 * turn, 10 * turn + 4):
+            seen += usage(pid=pid, begin=BORN + begin, seconds=(0,))
+            seen.append(end(leave, kind=WORKER, code=0, pid=pid, lived=leave - begin))
+    assert workers_lost(case_of(seen), SETTINGS) is None
 
 
 def test_ends_that_were_seen_coming_and_cache_processes_do_not() -> None:
@@ -102,7 +133,7 @@ def test_ends_that_were_seen_coming_and_cache_processes_do_not() -> None:
 
 
 def test_what_the_old_generation_lost_too_does_not() -> None:
-    lost = [loss(at, pid=20 + at) for at in (1, 6, 11)]
-    before = loss(-20, pid=50, generation=OLD)
-    assert workers_lost(case_of(before, *lost), SETTINGS) is None
-    assert workers_lost(case_of(*lost, reference=None), SETTINGS) is not None
+    lost = leaving((1, 6, 11))
+    before = leaving((5,), generation=OLD)
+    assert workers_lost(case_of(before, lost), SETTINGS) is None
+    assert workers_lost(case_of(lost, reference=None), SETTINGS) is not None

@@ -223,6 +223,15 @@ def test_a_master_that_sleeps_elsewhere_is_condemned() -> None:
     assert "QUIT is blocked" in blocked.detail
 
 
+def test_a_master_that_has_started_a_worker_meanwhile_is_not() -> None:
+    """One reload after the other: it sleeps 100 ms in each."""
+    sleeps = master(place="hrtimer_nanosleep")
+    old_worker = progress(pid=8)
+    young = progress(pid=9, begin=BORN + 10, seconds=range(5))
+    assert candidate_deaf(case_of(sleeps, old_worker, reference=None), SETTINGS) is not None
+    assert candidate_deaf(case_of(sleeps, old_worker, young, reference=None), SETTINGS) is None
+
+
 def test_a_master_without_a_handler_is_condemned() -> None:
     found = candidate_deaf(case_of(master(OLD, pid=1), master(deaf_to="QUIT TERM")), SETTINGS)
     assert found is not None
