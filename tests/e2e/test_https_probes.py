@@ -68,6 +68,15 @@ def test_what_the_candidate_presents_is_looked_at_in_the_canary(
         assert "[crit]" not in nginx.site.log_text()  # our way to close a connection is no alarm
 
 
+def test_a_file_that_is_missing_is_told_before_any_upgrade(oldest: Build) -> None:
+    with secure(oldest) as nginx:
+        authority = nginx.site.folder / "authority.pem"
+        authority.unlink()
+        found = [one for one in nginx.ctl("check").last["findings"] if one["name"] == "advice"]
+        assert [one["reason"] for one in found] == ["tls_file_unusable"]
+        assert f"cannot load ca_file {authority}: No such file" in found[0]["detail"]
+
+
 def test_a_block_without_certificates_of_its_own_is_upgraded_without_such_a_probe(
     oldest: Build, newest: Build
 ) -> None:
