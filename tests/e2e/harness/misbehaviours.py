@@ -37,9 +37,11 @@ MOST_TEXT = 200
 
 NOT_CAUGHT: Mapping[str, str] = {
     "master_ignores_signals": (
-        "nothing shows before it is told to leave, and it is told so only when another one is to "
-        "follow it; QUIT or WINCH as a test would end what they test. The next upgrade finds a "
-        "master that answers USR2, and ends it by TERM, then KILL"
+        "a master without handlers for these signals is found in /proc (`candidate_deaf`); this "
+        "one has them, and they do nothing. That shows only when it is told to leave, which is "
+        "when the next one is to follow it, and QUIT or WINCH as a test would end what they test. "
+        "The next upgrade works: this master obeys USR2, and is ended by TERM, then KILL, after "
+        "`drain_timeout`"
     ),
     "unprobed_location_fails": (
         "the answers of one location are known to its users alone; nginx writes a line of the "
