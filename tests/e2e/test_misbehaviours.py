@@ -48,6 +48,14 @@ def test_the_list_has_what_was_promised() -> None:
     assert len(entries) - len(misbehaviours.NOT_CAUGHT) >= 28
 
 
+def test_the_page_in_the_docs_has_all_of_the_list() -> None:
+    text = misbehaviours.PAGE.read_text()
+    rows = [line.split("`")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert rows == [one.name for one in listed()]
+    missed = [line.split("`")[1] for line in text.splitlines() if line.startswith("- `")]
+    assert missed == list(misbehaviours.NOT_CAUGHT)
+
+
 def outcome(name: str, verdict: str = "rolled_back", **changes: object) -> Outcome:
     settings: dict[str, object] = {
         "reason": "probe_failed", "detail": "status 500 | of pid 7", "phase": "canary",

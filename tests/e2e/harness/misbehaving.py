@@ -129,7 +129,7 @@ def candidate_of(name: str, windows: Windows) -> tuple[str, Knobs]:
         "handshake_breaks": ("broken_handshake", {}),
         "redirect_to_the_wrong_place": ("wrong_redirect", {}),
         "http2_breaks": ("broken_http2", {}),
-        "memory_leaks": ("leaky_workers", {"mb_per_second": 50, "limit_mb": 800}),
+        "memory_leaks": ("leaky_workers", {"delay_ms": 300, "mb_per_second": 50, "limit_mb": 800}),
         "descriptors_leak": ("leaky_descriptors", {"limit": 8000}),
         "worker_burns_a_cpu": ("burn_cpu", {"delay_ms": windows.in_canary}),
         "alerts_in_the_error_log": ("alerting", {}),
