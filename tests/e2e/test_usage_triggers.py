@@ -24,10 +24,11 @@ from tools.load import Load
 from tools.nginx_builds import candidate
 from tools.nginx_cache import Build
 
-QUICK = {
-    "usage_interval": "100ms", "growing_for": "1s", "master_cpu_for": "1s", "worker_cpu_for": "1s",
-    "stalled_for": "1s", "deaf_for": "1s", "memory_floor_mb": 16, "descriptors_floor": 100,
-}  # fmt: skip
+SMALL = {"usage_interval": "100ms", "memory_floor_mb": 16, "descriptors_floor": 100}
+TIMES = ("growing_for", "master_cpu_for", "worker_cpu_for", "stalled_for", "deaf_for")
+QUICK = {**SMALL, **dict.fromkeys(TIMES, "500ms")}
+IMPATIENT = {**SMALL, **dict.fromkeys(TIMES, "1s")}
+"""For the healthy: what would condemn within a second there would within seconds elsewhere."""
 LONG = "30s"
 """A soak that no test waits out: what is bad ends it."""
 
@@ -36,7 +37,12 @@ LONG = "30s"
 def owned(
     old: Build, *, soak: str = LONG, cache: bool = False, **settings: Any
 ) -> Iterator[Supervised]:
-    upgrade = {"canary": "300ms", "soak": soak, "rollback_quit_timeout": "1s"}
+    upgrade = {
+        "canary": "300ms",
+        "soak": soak,
+        "rollback_quit_timeout": "500ms",
+        "rollback_term_timeout": "500ms",
+    }
     with site.make(old) as one:
         if cache:
             one.configure(Options(http=f"proxy_cache_path {one.folder}/cache keys_zone=z:1m;"))
@@ -112,7 +118,7 @@ def test_a_healthy_upgrade_of_a_busy_site_on_an_overloaded_host(
 ) -> None:
     """More work than processors, and every trigger impatient: nobody is blamed for that."""
     busy = [sys.executable, "-c", "while True: pass"]
-    with owned(oldest, cache=True, soak="4s") as nginx, ExitStack() as others:
+    with owned(oldest, cache=True, soak="4s", triggers=IMPATIENT) as nginx, ExitStack() as others:
         for _ in range(2 * (os.cpu_count() or 1)):
             other = others.enter_context(subprocess.Popen(busy))
             others.callback(other.kill)
