@@ -227,7 +227,6 @@ class NginxEffects:
         self, command: commands.Reload, tell: Callable[[dict[str, object]], None]
     ) -> dict[str, object]:
         """Reload the active generation; see `Effects.reload`."""
-        self._evidence.expect_new_passes()  # of a configuration that fails no restart is a cure
         try:
             return await self._reloads.run(command, tell)
         finally:

@@ -85,6 +85,7 @@ class Jury:
         active = self._world.active
         if active is None or self._evidence.watching is not Watch.ACTIVE:
             return Heard(interrupted=True)
+        self._evidence.expect_new_passes()  # a restart is no cure for a configuration that fails
         probes = self._evidence.board.probes
         known = [probes[name] for name in witnesses & probes.keys()]
         judge = ReloadJudge(

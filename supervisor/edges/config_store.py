@@ -207,8 +207,11 @@ class ConfigStore:
 
         Of each master the copy before the last stays: its last reload may be taken back yet.
         """
-        known = {one.master: one for one in self.running()}
+        before = self.running()
+        known = {one.master: one for one in before}
         rows = [_after(known.get(one.master), one) for one in masters]
+        if tuple(rows) == before:
+            return
         self._make_folders()
         place = self.path / "running.json"
         content = {"v": _FORMAT, "running": [asdict(one) for one in rows]}

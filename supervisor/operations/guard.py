@@ -180,7 +180,6 @@ async def _carry_out(
         objection = _ended(active) or Objection(reason=exc.reason, detail=exc.detail)
         return await _object(world, run, objection, jury, steps)
     await adopt_facts(world, active, facts)
-    await keep_copy(world, active)
     steps.enter("soaking")
     heard = await jury.hear(frozenset(run.witnesses), fresh, world.settings.reload.guard)
     found = _ended(active) or heard.objection
@@ -188,6 +187,7 @@ async def _carry_out(
         found = _STOPPED
     if found is not None:
         return await _object(world, run, found, jury, steps)
+    await keep_copy(world, active)
     detail = f"{len(fresh)} workers run the configuration as it is on disk{heard.note}"
     return steps.end(Verdict.COMMITTED, "reloaded", detail, judged=heard.judged)
 
@@ -250,8 +250,8 @@ async def _prove(
     else:
         fresh = await replace_workers(world, active, facts)
         await adopt_facts(world, active, facts)
-        await keep_copy(world, active)
     heard = await jury.hear(frozenset(run.witnesses), fresh, 0.0)
+    await keep_copy(world, active)
     if heard.objection is not None:
         detail = f"{told}; with these, too: {heard.objection.detail}"
         return steps.end(Verdict.FAILED, heard.objection.reason, detail, judged=heard.judged)

@@ -152,9 +152,10 @@ async def reload(world: World, jury: Jury | None = None, steps: Steps | None = N
         except OperationFailed as exc:
             return steps.end(Verdict.FAILED, exc.reason, exc.detail)
         await adopt_facts(world, active, facts)
-        await keep_copy(world, active)
+        world.keep_copy(active)
         steps.enter("soaking")
         heard = await jury.hear(witnesses, fresh, 0.0)
+        await keep_copy(world, active)  # before anybody changes the files again
     finally:
         world.reloading = False
     if heard.objection is not None:

@@ -165,6 +165,21 @@ async def test_what_ends_a_generation_is_waited_for(autojump_clock: MockClock) -
         assert len(the.executed) == 1
 
 
+async def test_a_foreign_reload_that_is_being_judged_is_waited_for(
+    autojump_clock: MockClock,
+) -> None:
+    """Else nobody would ever say what became of it."""
+    async with scene() as the:
+        judged = the.world.foreign_hearing = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(the.ask)
+            await trio.sleep(3)
+            assert the.executed == []
+            the.world.foreign_hearing = None
+            judged.set()
+        assert len(the.executed) == 1
+
+
 @pytest.mark.parametrize("where", ["hush", "execute", "check"])
 async def test_a_bug_ends_nothing(autojump_clock: MockClock, where: str) -> None:
     async with scene() as the:
