@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import os
 
+import hypothesis
 import pytest
 
 from tests import needs
+
+# No example has a deadline, nor has the making of them: a busy machine may stand still at any
+# moment. And each run tries the same ones; `make fuzz` looks for others.
+hypothesis.settings.register_profile(
+    "ours",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("ours")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

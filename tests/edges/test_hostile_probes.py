@@ -37,7 +37,7 @@ from tests.edges.tls_targets import (
     trusting,
 )
 
-SHORT = 0.6  # seconds; a look that only its timeout can end
+SHORT = 1.0  # seconds; a look that only its timeout can end
 MEGABYTE = b"x" * 1024 * 1024
 MOST_MEMORY = 64 * 1024  # KiB that a look may add to what the process ever had
 IN_FLIGHT = 16 * 1024 * 1024  # bytes that the kernel's buffers may hold besides

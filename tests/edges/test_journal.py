@@ -129,7 +129,7 @@ def test_a_planted_symlink_is_set_aside(tmp_path: Path) -> None:
     assert precious.read_text() == "keep"
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=list(HealthCheck), max_examples=60)
 @given(st.binary(max_size=300))
 def test_no_content_is_fatal(tmp_path: Path, content: bytes) -> None:
     journal = journal_at(tmp_path)
