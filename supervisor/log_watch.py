@@ -22,7 +22,7 @@ import trio
 
 from supervisor.core.error_log import Entry, kind_of, severe
 from supervisor.core.errors import ConfigError
-from supervisor.core.seen import BEFORE
+from supervisor.core.seen import BEFORE, LINES
 from supervisor.core.signals import LogLine, Severity, from_data, to_data
 from supervisor.edges import procfs
 from supervisor.edges.generation import Generation, Role
@@ -82,6 +82,8 @@ class LogWatch:
         self._recent: deque[object] = deque(maxlen=_RECENT)
         self._passed_over: dict[tuple[str, str], int] = {}
         self._told_at = -math.inf
+        self._second = -math.inf  # when this one began
+        self._heard: dict[tuple[int, str], int] = {}  # lines in it
         self._places: dict[str, object] = {}
         self._inherited: tuple[int, ...] = ()
         self._replaces = False
@@ -316,7 +318,9 @@ class LogWatch:
             for number, entry in enumerate(one.entries, 1):
                 if number % _AT_ONCE == 0:
                     await trio.lowlevel.checkpoint()
-                if one.past:
+                if self._is_flood(entry, now):
+                    self._count("lines", one.path, 1)
+                elif one.past:
                     self._signal(
                         LogLine(
                             generation=BEFORE, pid=entry.pid, level=entry.severity, log=one.path,
@@ -328,6 +332,18 @@ class LogWatch:
             self._count("bytes", one.path, one.dropped)
             self._count("lines", one.path, one.more)
             self._count("doubtful", one.path, one.doubtful)
+
+    def _is_flood(self, entry: Entry, now: float) -> bool:
+        """One process writes one kind of line so often that one more says nothing new.
+
+        nginx may write ten thousand of them a second, and each takes its time here.
+        """
+        if now - self._second >= 1.0:
+            self._second = now
+            self._heard.clear()
+        key = (entry.pid, kind_of(entry.text))
+        self._heard[key] = heard = self._heard.get(key, 0) + 1
+        return heard > LINES
 
     # --- syslog -------------------------------------------------------------------------------
 
@@ -364,7 +380,11 @@ class LogWatch:
             heard = socket.receive()
             now = trio.current_time()
             for one in heard:
-                if one.entry.severity <= Severity.CRIT:
+                if one.entry.severity > Severity.CRIT:
+                    continue
+                if self._is_flood(one.entry, now):
+                    self._count("lines", SYSLOG, 1)
+                else:
                     self._hear(one.entry, one.pid, SYSLOG, at=now)
             if not heard:  # somebody sends what is none of nginx's
                 await trio.sleep(PAUSE)
@@ -392,7 +412,7 @@ _PASSED_OVER = {
 }
 _WHY = {
     "bytes": "nginx writes more than can be read in time; the oldest was passed over",
-    "lines": "there were too many severe lines at once; these were not looked at",
+    "lines": "there were too many severe lines at once; these were counted only",
     "doubtful": "a client may have made these lines up: a message just before them, or at their "
     "end, holds a line break; they condemn nobody. `error_log syslog:` has no such doubt",
 }

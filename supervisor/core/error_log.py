@@ -30,8 +30,10 @@ TEXT = 512
 """Characters of a line that are kept."""
 KIND = 160
 """Characters of a kind that are kept."""
-LINES = 64
-"""Lines that are taken out of one piece of a log; the others of it are counted."""
+ALIKE = 16
+"""Lines of one process that begin alike and are taken out of one piece of a log ..."""
+LINES = 256
+"""... and lines at all; the others are counted."""
 
 _LEVEL = {
     b"emerg": Severity.EMERG,
@@ -62,6 +64,8 @@ _NO_KIND = re.compile(
     r"|\b[0-9A-F]*\d[0-9A-Fa-f.:]*"
 )
 _CONNECTION = re.compile(r"\*\d+ ")
+_NUMBER = b"*0123456789 "  # of the connection
+_BEGINNING = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +116,7 @@ def severe(piece: bytes, *, start: int = 0) -> Found:
         return Found()
     doubts = _Doubts(piece)
     entries: list[Entry] = []
+    alike: dict[tuple[bytes, bytes], int] = {}
     more = doubtful = 0
     for place in places:
         match = _LINE.match(piece, place)
@@ -119,10 +124,13 @@ def severe(piece: bytes, *, start: int = 0) -> Found:
             continue  # cut, or nobody's
         if doubts.about(place):
             doubtful += 1
-        elif len(entries) < LINES:
-            entries.append(_entry(match))
+            continue
+        beginning = match[2], match[4].lstrip(_NUMBER)[:_BEGINNING]
+        alike[beginning] = alike.get(beginning, 0) + 1
+        if alike[beginning] > ALIKE or len(entries) >= LINES:
+            more += 1  # a flood of one kind must not hide another line
         else:
-            more += 1
+            entries.append(_entry(match))
     return Found(tuple(entries), more, doubtful)
 
 

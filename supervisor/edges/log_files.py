@@ -183,14 +183,17 @@ class LogFiles:
     def turn(self, *, at: float) -> list[News]:
         """What has happened since the last turn, as far as one turn goes; `at` is now."""
         for event in self._inotify.read():
-            if event.mask != Happened.MODIFY:
+            if event.mask not in (Happened.MODIFY, Happened.IGNORED):
                 self._stale = True
         news = self._look(at, {}) if self._stale else []
         room = TURN
         self._busy = False
         for file in self._all():
-            got, room = self._read(file, room)
-            news += got
+            try:
+                got, room = self._read(file, room)
+                news += got
+            except OSError as exc:  # of its disk, or of a file system that is somewhere else
+                news += self._give_up(file, exc)
         for file in [one for one in self._left if one.until is not None and one.until <= at]:
             self._left.remove(file)
             self._close(file)
@@ -214,6 +217,8 @@ class LogFiles:
             try:
                 self._watch_folders(log)  # first: what comes after it is told
                 found = self._find(log)
+                if found is None:
+                    self._name_lost(log, at)
             except OSError as exc:
                 news += self._tell(log, exc)
                 continue
@@ -222,9 +227,7 @@ class LogFiles:
                 if left is not None:
                     self._leave(left, at)
                 found = None
-            if found is None:
-                self._name_lost(log, at)
-            else:
+            if found is not None:
                 news += self._take(log, found, at, places)
             log.known = True
         self._forget_folders()
@@ -358,6 +361,16 @@ class LogFiles:
             return []
         log.problem = problem
         return [News(path=log.path, problem=problem)]
+
+    def _give_up(self, file: _File, cause: OSError) -> list[News]:
+        """It cannot be read any more; it is tried again when something happens to its name."""
+        logs = [log for log in self._logs.values() if log.file is file]
+        for log in logs:
+            log.file = None
+        if file in self._left:
+            self._left.remove(file)
+        self._close(file)
+        return [one for log in logs for one in self._tell(log, cause)]
 
     # --- content ------------------------------------------------------------------------------
 

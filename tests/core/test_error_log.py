@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from supervisor.core.error_log import (
+    ALIKE,
     KIND,
     LINES,
     MESSAGE,
@@ -118,9 +119,12 @@ def test_what_was_looked_at_before_is_not_found_again() -> None:
     assert severe(ALERT, start=len(ALERT)) == Found()
 
 
-def test_a_flood_is_counted() -> None:
-    found = severe(ALERT * (LINES + 9))
-    assert (len(found.entries), found.more, found.doubtful) == (LINES, 9, 0)
+def test_a_flood_is_counted_and_hides_no_other_line() -> None:
+    found = severe(ALERT * (ALIKE + 9) + ALERT.replace(b"something", b"elsewhat"))
+    assert (len(found.entries), found.more, found.doubtful) == (ALIKE + 1, 9, 0)
+    assert found.entries[-1].text == "elsewhat is wrong here"
+    many = severe(b"".join(ALERT.replace(b" 7#", b" %d#" % pid) for pid in range(LINES + 9)))
+    assert (len(many.entries), many.more) == (LINES, 9)
 
 
 def test_a_cut_line_is_passed_over() -> None:

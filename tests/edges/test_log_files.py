@@ -308,6 +308,31 @@ def test_what_the_kernel_has_no_room_for_is_told(
     assert "there was room again" in one.texts()
 
 
+def test_a_disk_that_fails_is_told(
+    log: Path, made: list[Follower], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_fd: int, _size: int, _at: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    second = log.with_name("second.log")
+    second.touch()
+    one = follow(made, log, second)
+    one.news()
+    append(log, line("lost"))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", failing)
+        (told,) = one.news()
+    assert (told.path, told.problem) == (str(log), os.strerror(errno.EIO))
+    assert one.files.followed == (str(second),)
+    assert one.files.unread == {str(log): told.problem}
+    append(second, line("the other disk is well"))
+    assert one.texts() == ["the other disk is well"]
+    log.rename(log.with_name("error.log.1"))
+    log.write_text(line("and so is this one again"))
+    assert one.texts() == ["and so is this one again"]
+    assert one.files.unread == {}
+
+
 def test_a_flood_is_passed_over_and_counted(
     log: Path, made: list[Follower], monkeypatch: pytest.MonkeyPatch
 ) -> None:

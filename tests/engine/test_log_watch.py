@@ -17,7 +17,7 @@ import trio.testing
 from structlog.testing import capture_logs
 
 from supervisor.core.errors import ConfigError
-from supervisor.core.seen import BEFORE
+from supervisor.core.seen import BEFORE, LINES
 from supervisor.core.settings import SyslogSettings
 from supervisor.core.signals import LogLine
 from supervisor.edges.generation import Role
@@ -255,6 +255,29 @@ async def test_files_are_followed_and_a_successor_goes_on(tmp_path: Path) -> Non
             ("g1", "b"),
         ]
         nursery.cancel_scope.cancel()
+
+
+async def test_a_flood_of_one_kind_is_counted(tmp_path: Path) -> None:
+    log = tmp_path / "error.log"
+    log.touch()
+    scene = Scene(log)
+    old, new = scene.old.master.pid, scene.new.master.pid
+    with capture_logs() as told:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(scene.watch.run)
+            scene.watch.look()
+            with trio.fail_after(20):
+                while not scene.watch.followed:
+                    await trio.sleep(0.005)
+            with log.open("a") as file:
+                file.write((line(old, "one kind") + "\n") * 60 * LINES)
+                file.write(line(new, "another") + "\n")
+            with trio.fail_after(20):
+                while NEW not in scene.whose:
+                    await trio.sleep(0.005)
+            nursery.cancel_scope.cancel()
+    assert LINES <= scene.whose.count(OLD) <= 20 * LINES  # so many in each second
+    assert "error_log.lines_dropped" in {one["event"] for one in told}
 
 
 def os_identity(path: Path) -> tuple[int, int]:
