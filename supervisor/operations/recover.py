@@ -220,6 +220,7 @@ def _run_of(world: World, record: Mapping[str, object]) -> UpgradeRun:
         program=None if candidate is None else candidate.program,
         include_text=_text(record.get("include_text")),
         include_written=record.get("include_written") is True,
+        warnings=_warnings(record.get("warnings")),
     )
     if run.candidate_id is None:
         run.candidate_id = world.generations.reserve()
@@ -338,6 +339,17 @@ def _quit_was_sent(old: Generation | None) -> bool:
 
 def _holds_up(candidate: Generation | None) -> bool:
     return candidate is not None and candidate.alive and bool(candidate.look().accepting)
+
+
+def _warnings(value: object) -> list[dict[str, str]]:
+    """What the guards said, as far as it is that."""
+    found = value if isinstance(value, list) else []
+    keys = ("guard", "severity", "detail")
+    return [
+        {key: one[key] for key in keys}
+        for one in found
+        if isinstance(one, dict) and all(isinstance(one.get(key), str) for key in keys)
+    ]
 
 
 def _text(value: object) -> str | None:

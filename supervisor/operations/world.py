@@ -126,6 +126,7 @@ class UpgradeRun:
             "candidate_id": self.candidate_id,
             "usr2_sent": self.usr2_sent,
             "installed": self.installed,
+            "warnings": self.warnings,
         }
 
 

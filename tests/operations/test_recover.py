@@ -169,9 +169,11 @@ async def test_an_upgrade_that_a_dead_supervisor_left(
             await shift.shift(made.world)
         run = made.world.run
         assert run is not None
+        warning = {"guard": "quic", "severity": "warning", "detail": "best effort"}
         record = {
             "upgrade_id": run.id, "phase": phase, "candidate": new.id, "active": old.id,
             "previous": run.previous, "to_version": run.to_version, "include_written": False,
+            "warnings": [{**warning, "more": 1}, {**warning, "detail": 1}, "nonsense"],
         }  # fmt: skip
         made.world.journal.append(record)
         _record(made, *((old,) if phase == "spawning" else (old, new)))
@@ -182,6 +184,8 @@ async def test_an_upgrade_that_a_dead_supervisor_left(
         assert found.interrupted is not None
         assert found.interrupted.upgrade_id == run.id
         assert not found.interrupted.committed
+        assert made.world.run is not None
+        assert made.world.run.warnings == [warning]
         await made.roll_back()
         active = made.world.active
         assert active is not None
