@@ -97,7 +97,10 @@ class Evidence:
         before, self._watch = self._watch, watch
         self.audience.aimed()
         if self._judge is not None:
-            self.lacking = self._judge.lacking
+            lacking = self._judge.lacking
+            if not lacking and not self.lookout.has_asked_all:
+                lacking = "not every worker has been asked yet"
+            self.lacking = lacking
         if watch is Watch.CANARY:
             self._begin_canary()
         elif watch is Watch.SOAK:
@@ -244,7 +247,7 @@ class Evidence:
         if self._judge is None:
             return
         self.lookout.observe(seen, in_canary=self._watch is Watch.CANARY)
-        self._judge.patrolled(seen)
+        self._judge.patrolled(seen, suspect=self.lookout.suspect)
         if found is not None:
             self._judge.condemn(found)
         self._conclude()
@@ -499,7 +502,8 @@ class Evidence:
                 }
             )  # fmt: skip
             self._post(Triggered(reason=trigger.reason, detail=trigger.detail))
-        if self._watch is Watch.CANARY and judge.healthy and not self._told_healthy:
+        healthy = judge.healthy and self.lookout.has_asked_all
+        if self._watch is Watch.CANARY and healthy and not self._told_healthy:
             self._told_healthy = True
             self._post(CandidateHealthy())
 

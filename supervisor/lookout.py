@@ -94,6 +94,16 @@ class Lookout:
         if self._patrol is not None:
             self._patrol.census(accepting, at=trio.current_time())
 
+    @property
+    def has_asked_all(self) -> bool:
+        """Every worker had its turn, or there is no patrol that could ask."""
+        return self._patrol is None or self._patrol.has_asked_all
+
+    @property
+    def suspect(self) -> int | None:
+        """See Patrol."""
+        return None if self._patrol is None else self._patrol.suspect
+
     def _take(self, seen: Observation) -> None:
         if self._patrol is not None:
             self._condemn(seen, self._patrol.take(seen, at=trio.current_time()))

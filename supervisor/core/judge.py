@@ -98,6 +98,7 @@ class Judge:
         self._workers: frozenset[int] = frozenset()
         self._answered: set[int] = set()
         self._failing: dict[int, str] = {}  # workers and what they answered last, where not well
+        self._suspect: int | None = None  # the one worker that failed when the patrol asked it last
         self._traceable = False  # some answer could be traced to a worker
         self._ended: list[_Ended] = []
         self._unexpected: list[float] = []
@@ -140,8 +141,12 @@ class Judge:
                 "probe_failed", f"probe {seen.probe} failed {health.failures} times: {seen.detail}"
             )
 
-    def patrolled(self, seen: Observation) -> None:
-        """Whether a worker answers, seen beside the probes: that is no part of a probe's row."""
+    def patrolled(self, seen: Observation, *, suspect: int | None = None) -> None:
+        """Whether a worker answers, seen beside the probes: that is no part of a probe's row.
+
+        A canary does not end while one worker alone is a suspect, whatever it answers to others.
+        """
+        self._suspect = suspect
         if seen.generation != self._candidate or seen.worker_pid is None:
             return
         if seen.outcome is Outcome.PASS:
@@ -250,12 +255,12 @@ class Judge:
     @property
     def missing_workers(self) -> frozenset[int]:
         """The accepting workers that have not answered; also where answers cannot be traced."""
-        return self._workers - self._answered
+        return self._workers - (self._answered - {self._suspect})
 
     @property
     def covered(self) -> tuple[int, int]:
         """How many of how many accepting workers have answered."""
-        return len(self._workers & self._answered), len(self._workers)
+        return len(self._workers - self.missing_workers), len(self._workers)
 
     @property
     def unheard(self) -> frozenset[str]:

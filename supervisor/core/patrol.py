@@ -59,6 +59,7 @@ class Patrol:
         self._failed_in_round: set[int] = set()
         self._passes = self._nobody = self._useless = 0
         self._cut_short = 0  # rounds in a row in which several failed
+        self._rounds = 0  # that were begun
 
     # --- rounds ---
 
@@ -67,10 +68,12 @@ class Patrol:
         if accepting == self._rows.keys():
             return
         self._rows = {pid: self._rows.get(pid) or _Row(answered=at) for pid in accepting}
+        self._rounds = 0
         self.begin()
 
     def begin(self) -> None:
         """A new round: every worker is to answer again."""
+        self._rounds += 1
         self._cut_short = self._cut_short + 1 if self._several_fail else 0
         self._failed_in_round = set()
         self._missing = set(self._rows)
@@ -83,10 +86,21 @@ class Patrol:
             return False
         return bool(self._missing) and self._passes + self._nobody < 2 * self._enough
 
+    @property
+    def has_asked_all(self) -> bool:
+        """A round is over: every worker had its turn, as far as that can be had."""
+        return self._rounds > 2 or not self.wants_more
+
     def pause(self, usual: float) -> float:
         """Seconds until the next round."""
         cut_short = min(self._cut_short + self._several_fail, LONGEST_ROW)
         return float(usual * 2**cut_short)
+
+    @property
+    def suspect(self) -> int | None:
+        """The worker that failed when it was last asked, where that is one alone."""
+        failing = [pid for pid, row in self._rows.items() if row.failures]
+        return failing[0] if len(failing) == 1 else None
 
     @property
     def _several_fail(self) -> bool:

@@ -64,6 +64,22 @@ def test_a_candidate_is_healthy_after_rise_passes_and_every_worker() -> None:
     assert made.trigger is None
 
 
+def test_what_the_patrol_saw_counts_for_coverage_alone() -> None:
+    made = judge()
+    made.patrolled(seen(PASS, worker=11))
+    made.patrolled(seen(PASS, worker=12, generation=CANDIDATE + 1))
+    made.patrolled(seen(FAIL))
+    assert made.covered == (1, 2)
+    assert made.lacking == "probe home passed 0 of 2 times (no answer yet)"
+    made.observe(seen(PASS, worker=11))
+    made.observe(seen(PASS, worker=12))  # well over TLS, say ...
+    made.patrolled(seen(FAIL, worker=12, detail="status 500"), suspect=12)  # ... and not without
+    assert made.covered == (1, 2)
+    assert made.lacking == "1 of 2 workers have answered well; worker 12 did not: status 500"
+    made.patrolled(seen(PASS, worker=12))
+    assert made.healthy
+
+
 def test_coverage_is_not_asked_for_where_answers_cannot_be_traced() -> None:
     made = judge()
     made.observe(seen(PASS))

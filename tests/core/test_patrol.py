@@ -38,6 +38,20 @@ def test_a_round_ends_when_every_worker_has_answered() -> None:
     assert one.wants_more
 
 
+def test_each_has_had_its_turn_when_a_round_is_over() -> None:
+    one = patrol()
+    one.begin()  # the patrol itself does so
+    assert not one.has_asked_all
+    for pid in sorted(WORKERS):
+        one.take(answer(pid), at=1.0)
+    assert one.has_asked_all
+    one.begin()
+    assert one.has_asked_all  # also in the second round
+    one.census(frozenset({14, 15}), at=2.0)  # these had not
+    assert not one.has_asked_all
+    assert patrol(frozenset({11})).has_asked_all
+
+
 def test_a_round_is_bounded() -> None:
     one = patrol()
     for _ in range(2 * ENOUGH):
@@ -101,6 +115,17 @@ def test_another_one_has_to_be_well_all_the_time() -> None:
     for at in (2.0, 3.0, 4.0):
         for pid in WORKERS:
             assert one.take(answer(pid, Outcome.FAIL), at=at) is None
+
+
+def test_one_that_failed_last_is_a_suspect() -> None:
+    one = patrol()
+    assert one.suspect is None
+    one.take(answer(11, Outcome.FAIL), at=1.0)
+    assert one.suspect == 11
+    one.take(answer(12, Outcome.FAIL), at=1.0)
+    assert one.suspect is None  # it is no matter of one worker
+    one.take(answer(11), at=1.1)
+    assert one.suspect == 12
 
 
 def test_failures_have_to_be_an_interval_apart() -> None:

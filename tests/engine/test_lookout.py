@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock
 
 from supervisor.core.actions import Watch
-from supervisor.core.events import Triggered
+from supervisor.core.events import CandidateHealthy, Triggered
 from supervisor.core.observation import Attribution, Observation, Outcome
 from supervisor.core.probe_settings import HttpProbe, TcpAddress
 from supervisor.core.trigger_settings import TriggerSettings
@@ -101,6 +101,26 @@ async def test_a_bad_worker_condemns(autojump_clock: MockClock, watch: Watch) ->
     assert found.reason == "worker_failing"
     (told,) = [one for one in scene.told if one.get("event") == "trigger"]
     assert told["attribution"] == ["private_listener", "socket_owner"]
+
+
+async def test_a_canary_lasts_until_each_worker_was_asked(autojump_clock: MockClock) -> None:
+    scene = scene_with(PAGE)
+    scene.candidate.program = SimpleNamespace(workers=2)
+    await scene.prepare()
+    scene.evidence.aim(Watch.CANARY)
+    scene.see(PASS, probe="page", times=PAGE.rise)
+    assert CandidateHealthy() not in scene.posted
+    told = scene.evidence.to_data()
+    beside(scene).report(answer(11))
+    assert CandidateHealthy() not in scene.posted
+    beside(scene).report(answer(12, FAIL))
+    beside(scene).report(answer(12))
+    assert scene.posted == [CandidateHealthy()]
+    again = scene_with(PAGE)
+    again.candidate.program = SimpleNamespace(workers=2)
+    again.evidence.from_data(told, at=trio.current_time())
+    again.evidence.aim(Watch.ACTIVE)
+    assert again.evidence.lacking == "not every worker has been asked yet"
 
 
 async def test_what_comes_after_the_judgement_is_nobodys(autojump_clock: MockClock) -> None:
