@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 PAUSE = 0.02
 """Seconds between two looks at logs that are written to all the time."""
+RETRY = 5.0
+"""Seconds after which logs are looked at again that could not be, for a reason nobody foresaw."""
 ENDED = 60.0
 """Seconds for which the pids of processes that ended are known."""
 UNKNOWN = 1.5
@@ -274,10 +276,15 @@ class LogWatch:
             while True:
                 await self._until_news(files)
                 self._wake = trio.Event()
-                # A file may be on a network file system that hangs.
-                news = await trio.to_thread.run_sync(
-                    self._next(files), abandon_on_cancel=True, limiter=limiter
-                )
+                try:
+                    # A file may be on a network file system that hangs.
+                    news = await trio.to_thread.run_sync(
+                        self._next(files), abandon_on_cancel=True, limiter=limiter
+                    )
+                except OSError as exc:  # or on a disk that fails just now
+                    self._world.log.warning("error_log.not_read", detail=f"{exc}")
+                    await trio.sleep(RETRY)
+                    continue
                 await self._take(news)
                 if not files.behind:
                     await trio.sleep(PAUSE)

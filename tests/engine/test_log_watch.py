@@ -16,12 +16,14 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
+from supervisor import log_watch
 from supervisor.core.errors import ConfigError
 from supervisor.core.seen import BEFORE, LINES
 from supervisor.core.settings import SyslogSettings
 from supervisor.core.signals import LogLine
 from supervisor.edges.generation import Role
 from supervisor.edges.handover import HandOver, Parcel
+from supervisor.edges.log_files import LogFiles, News
 from supervisor.log_watch import ENDED, OTHERS, STDERR, TELL, UNKNOWN, LogWatch
 from supervisor.operations.world import World
 
@@ -278,6 +280,35 @@ async def test_a_flood_of_one_kind_is_counted(tmp_path: Path) -> None:
             nursery.cancel_scope.cancel()
     assert LINES <= scene.whose.count(OLD) <= 20 * LINES  # so many in each second
     assert "error_log.lines_dropped" in {one["event"] for one in told}
+
+
+async def test_what_cannot_be_read_now_is_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "error.log"
+    log.touch()
+    scene = Scene(log)
+    read, failures = LogFiles.turn, iter([OSError(5, "Input/output error")])
+
+    def turn(files: LogFiles, *, at: float) -> list[News]:
+        for failure in failures:
+            raise failure
+        return read(files, at=at)
+
+    monkeypatch.setattr(LogFiles, "turn", turn)
+    monkeypatch.setattr(log_watch, "RETRY", 0.0)
+    with capture_logs() as told:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(scene.watch.run)
+            scene.watch.look()
+            with trio.fail_after(20):
+                while not scene.watch.followed or not told:
+                    await trio.sleep(0.005)
+            with log.open("a") as file:
+                file.write(line(scene.old.master.pid, "later") + "\n")
+            await scene.until(1)
+            nursery.cancel_scope.cancel()
+    assert [one["event"] for one in told] == ["error_log.not_read", "nginx.error_line"]
 
 
 def os_identity(path: Path) -> tuple[int, int]:
