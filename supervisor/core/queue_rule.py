@@ -50,10 +50,9 @@ def accept_queue_stalled(case: Case, settings: UsageSettings) -> Trigger | None:
     if not shares or _are_full(case):
         return None
     before = set() if case.reference is None else _stuck_before(case, case.reference)
-    sockets = Counter(address for address, _ in queues)
     for (address, _), samples in sorted(stuck.items()):
         mean = sum(shares) / len(shares)
-        busy = max(shares) >= BUSY if sockets[address] > 1 else mean >= SPARE
+        busy = max(shares) >= BUSY if samples[-1].siblings else mean >= SPARE
         if busy or address in before:
             continue
         first, last = samples[0], samples[-1]

@@ -109,7 +109,8 @@ class Queue:
     waiting: int
     limit: int
     at: float
-    socket: int = 0  # its inode: with reuseport several sockets have the same address
+    socket: int = 0  # its inode
+    siblings: int = 0  # other sockets at the same address, of other workers (reuseport)
 
 
 Signal = LogLine | ProcessEnded | Usage | Progress | Queue

@@ -77,12 +77,14 @@ def queue(
     *,
     address: str = "127.0.0.1:80",
     socket: int = 1,
+    siblings: int = 0,
     seconds: Iterable[int] = range(1, 16),
     begin: float = BORN,
 ) -> list[Signal]:
     return [
         Queue(
-            generation=generation, address=address, socket=socket, waiting=waiting(second),
+            generation=generation, address=address, socket=socket, siblings=siblings,
+            waiting=waiting(second),
             limit=511, at=begin + second,
         )
         for second in seconds

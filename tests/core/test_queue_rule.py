@@ -56,7 +56,9 @@ def test_a_full_queue_before_busy_workers_does_not() -> None:
 
 def test_one_of_several_sockets_at_an_address_has_a_worker_of_its_own() -> None:
     """Where one worker is busy it may be the one whose queue it is."""
-    both = [*queue(growing, socket=1), *queue(lambda _: 0, socket=2)]
+    both = [
+        *queue(growing, socket=1, siblings=1), *queue(lambda _: 0, socket=2, siblings=1)
+    ]  # fmt: skip
     busy = [*progress(pid=7, **share(0.95)), *progress(pid=8)]
     assert accept_queue_stalled(case_of(busy, both), SETTINGS) is None
     assert accept_queue_stalled(case_of(workers(), both), SETTINGS) is not None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -39,6 +40,11 @@ class Told:
             while len(self.looks) < wanted:
                 await self.come.wait()
         return self.looks[-1]
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        with trio.fail_after(LIMIT):
+            while not holds():
+                await self.come.wait()
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [one for one in self.looks[-1] if isinstance(one, kind)]
@@ -88,8 +94,16 @@ async def test_an_upgrade_is_looked_at_all_the_time(oldest: Build, newest: Build
         with trio.fail_after(LIMIT):
             await shift.shift(made.world)
         await of_new.more(2)
-        assert [one.address for one in of_new.of(Queue)] == [f"127.0.0.1:{made.port}"]
-        assert of_new.of(Queue)[0].generation == candidate.id
+        assert not of_new.of(Queue)  # nobody waits
+        workers = sorted(candidate.brood().accepting)
+        candidate.signal_workers(signal.SIGSTOP, workers)
+        with socket.create_connection(("127.0.0.1", made.port)):
+            await of_new.until(lambda: of_new.of(Queue))
+            (queue,) = of_new.of(Queue)
+            assert (queue.address, queue.waiting) == (f"127.0.0.1:{made.port}", 1)
+            assert (queue.generation, queue.siblings) == (candidate.id, 0)
+            candidate.signal_workers(signal.SIGCONT, workers)
+            await of_new.until(lambda: [one.waiting for one in of_new.of(Queue)] == [0])
         nursery.cancel_scope.cancel()
         await made.roll_back()
 
