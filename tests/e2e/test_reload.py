@@ -238,9 +238,9 @@ def test_a_reload_by_somebody_else_that_fails(oldest: Build, policy: str) -> Non
 # --- the supervisor dies in the midst of it ----------------------------------------------------
 
 POINTS = [
-    ("SIGHUP.before", 1), ("SIGHUP.after", 1), ("guard.after", 2), ("rejected.after", 1),
-    ("put.before", 1), ("put.after", 1), ("put.after", 2), ("away.before", 1), ("away.after", 1),
-    ("SIGHUP.after", 2), ("history.after", 1), ("guard_closed.before", 1),
+    ("SIGHUP.before", 1), ("guard.after", 2), ("rejected.after", 1), ("put.after", 1),
+    ("put.after", 2), ("away.after", 1), ("SIGHUP.after", 2), ("history.after", 1),
+    ("guard_closed.before", 1),
 ]  # fmt: skip
 
 
