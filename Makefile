@@ -71,9 +71,8 @@ soak: nginx
 matrix: nginx
 	@$(VENV)/bin/pytest tests/e2e/test_matrix.py tests/e2e/test_races.py --matrix all -q -n 3 --dist worksteal $(PYTEST_ARGS)
 
-ROUNDS := 3
 misbehaviours: nginx
-	@$(PY) -m tests.e2e.harness.misbehaviours --rounds $(ROUNDS)
+	@$(PY) -m tests.e2e.harness.misbehaviours --rounds $(or $(ROUNDS),3)
 
 demo: nginx
 	@$(PY) -m tools.demo
@@ -88,9 +87,8 @@ bench: nginx
 	@$(PY) -m bench.cli_startup --installed
 	@$(PY) -m bench.dependencies
 
-ROUNDS := 200
 bench-healthy: nginx
-	@$(PY) -m bench.healthy_upgrades --rounds $(ROUNDS)
+	@$(PY) -m bench.healthy_upgrades --rounds $(or $(ROUNDS),200)
 
 REQUESTS := 1000000
 bench-lost: nginx
