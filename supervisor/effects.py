@@ -260,6 +260,10 @@ class NginxEffects:
             return None
         return max(0.0, max(self._drains.values()) - trio.current_time())
 
+    def lacking(self) -> str:
+        """What the candidate lacks to be proved healthy."""
+        return self._evidence.lacking
+
     def hasten(self) -> None:
         """Every drain that runs insists now; later ones wait again."""
         self._world.hasten.set()
@@ -319,8 +323,6 @@ class NginxEffects:
         given = dict(verdict)
         run = self._world.run if given.pop("of_running") else None
         told = self._verdicts.describe(given, run)
-        if told["reason"] == "canary_inconclusive" and self._evidence.lacking:
-            told["detail"] = f"{told['detail']}: {self._evidence.lacking}"
         if run is not None and told["verdict"] == Verdict.COMMITTED.value:
             await self._tell_replaced(run, told)
         if run is not None and self._evidence.not_observed:

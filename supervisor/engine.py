@@ -311,7 +311,7 @@ class Engine:
                 self._effects.aim(watch)
             case actions.Arm(timer=timer, seconds=seconds):
                 if seconds <= 0:
-                    fired = events.TimerFired(timer)
+                    fired = self._fired(timer)
                     self._send.send_nowait(_Posted(fired, phase=self._phase_number))
                     return
                 if timer is Timer.BACKOFF:
@@ -377,7 +377,11 @@ class Engine:
         with scope:
             await trio.sleep(seconds)
             self._armed.pop(timer, None)
-            self._send.send_nowait(_Posted(events.TimerFired(timer), phase=phase))
+            self._send.send_nowait(_Posted(self._fired(timer), phase=phase))
+
+    def _fired(self, timer: Timer) -> events.TimerFired:
+        lacking = self._effects.lacking() if timer is Timer.CANARY_LIMIT else ""
+        return events.TimerFired(timer, lacking=lacking)
 
     async def _reload(self, request: int, command: commands.Reload) -> None:
         self._waiters.accept(request)

@@ -78,7 +78,6 @@ class Evidence:
         self._unjudged: list[WorkerExited] = []  # of the candidate, before it had a judge
         self._up_before: frozenset[str] = frozenset()
         self.doubt = ""  # what the last look did not prove, where that was overruled
-        self.lacking = ""  # what the last candidate lacked to be healthy, for the verdict's text
         self.not_observed = ""  # why no probe has looked at the candidate in its canary
         self._not_asked: Mapping[str, str] = {}  # the probes that did not, and why
         self._postponed: Callable[[], None] | None = None
@@ -96,11 +95,6 @@ class Evidence:
         """Look at something else from now on; a fresh round of probes starts at once."""
         before, self._watch = self._watch, watch
         self.audience.aimed()
-        if self._judge is not None:
-            lacking = self._judge.lacking
-            if not lacking and not self.lookout.has_asked_all:
-                lacking = "not every worker has been asked yet"
-            self.lacking = lacking
         if watch is Watch.CANARY:
             self._begin_canary()
         elif watch is Watch.SOAK:
@@ -116,6 +110,14 @@ class Evidence:
             self._dismiss_judge()
             self._prober.pause()
             self._board.forget()
+
+    @property
+    def lacking(self) -> str:
+        """What the candidate lacks to be proved healthy, for people; empty where there is none."""
+        if self._judge is None:
+            return ""
+        asked = self.lookout.has_asked_all
+        return self._judge.lacking or ("" if asked else "not every worker has been asked yet")
 
     def _dismiss_judge(self) -> None:
         self._judge = None
@@ -516,7 +518,6 @@ class Evidence:
             "watch": self._watch.value,
             "up_before": sorted(self._up_before),
             "not_asked": dict(self._not_asked),
-            "lacking": self.lacking,
             "not_observed": self.not_observed,
             "lookout": self.lookout.to_data(),
             "told_healthy": self._told_healthy,
@@ -545,7 +546,7 @@ class Evidence:
             self.aim(watch)
         finally:
             self._memory = None
-        self.lacking, self.not_observed = data["lacking"], data["not_observed"]
+        self.not_observed = data["not_observed"]
         self._told_healthy, self._told_trigger = data["told_healthy"], data["told_trigger"]
 
     # --- telling ----------------------------------------------------------------------------

@@ -52,6 +52,10 @@ class Effects(Protocol):
         """Return when `generation` is gone."""
         ...
 
+    def lacking(self) -> str:
+        """What the candidate lacks to be proved healthy, for people; may be empty."""
+        ...
+
     def hasten(self) -> None:
         """End the drains that run."""
         ...

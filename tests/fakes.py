@@ -136,6 +136,10 @@ class FakeEffects:
         self.calls.append(("retire", generation))
         await self._answer("retire")
 
+    def lacking(self) -> str:
+        """Nothing is looked at here."""
+        return ""
+
     def hasten(self) -> None:
         self.calls.append(("hasten",))
 

@@ -108,9 +108,13 @@ class ProbeFailed:
 
 @dataclass(frozen=True, slots=True)
 class TimerFired:
-    """A timer that was armed in this phase has run out."""
+    """A timer that was armed in this phase has run out.
+
+    `lacking`, of a canary's limit: what the candidate lacked then to be proved healthy, for people.
+    """
 
     timer: Timer
+    lacking: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

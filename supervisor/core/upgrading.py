@@ -135,8 +135,11 @@ def candidate_ready(state: State, _event: Event) -> Step:
 def canary_timer(state: State, event: Event) -> Step:
     """The canary has lasted long enough, or too long."""
     assert state.upgrade is not None
-    if narrow(event, TimerFired).timer is Timer.CANARY_LIMIT:
+    fired = narrow(event, TimerFired)
+    if fired.timer is Timer.CANARY_LIMIT:
         detail = "the candidate was not proved healthy within the canary and start_timeout"
+        if fired.lacking:
+            detail = f"{detail}: {fired.lacking}"
         return canary_inconclusive(state, detail)
     return shift_when_due(replace(state, upgrade=replace(state.upgrade, canary_elapsed=True)))
 

@@ -99,6 +99,9 @@ def test_a_candidate_that_is_not_ready_in_time() -> None:
 def test_a_canary_that_proves_nothing() -> None:
     text = "the candidate was not proved healthy within the canary and start_timeout"
     rolls_back(UNDERWAY[Phase.CANARY], TimerFired(Timer.CANARY_LIMIT), "canary_inconclusive", text)
+    late = TimerFired(Timer.CANARY_LIMIT, lacking="1 of 2 workers have answered well")
+    text = f"{text}: 1 of 2 workers have answered well"
+    rolls_back(UNDERWAY[Phase.CANARY], late, "canary_inconclusive", text)
 
 
 def test_a_rollback_that_works() -> None:

@@ -69,7 +69,9 @@ def test_a_person_decides_twice(oldest: Build, newest: Build) -> None:
         until_up(nginx)
         upgrade = nginx.begin("upgrade", newest.path)
         until("the canary waits", lambda: bool((nginx.look()["upgrade"] or {}).get("inconclusive")))
-        assert nginx.look()["upgrade"]["phase"] == "canary"
+        waiting = nginx.look()["upgrade"]
+        assert waiting["phase"] == "canary"
+        assert f"of {TOO_MANY} times" in waiting["inconclusive"], "who decides has to know what"
         assert len(nginx.masters()) == 2
         assert nginx.ctl("reload").reason == "upgrade_held"
         promotion = nginx.begin("promote")

@@ -119,8 +119,9 @@ async def test_a_canary_lasts_until_each_worker_was_asked(autojump_clock: MockCl
     again = scene_with(PAGE)
     again.candidate.program = SimpleNamespace(workers=2)
     again.evidence.from_data(told, at=trio.current_time())
-    again.evidence.aim(Watch.ACTIVE)
     assert again.evidence.lacking == "not every worker has been asked yet"
+    again.evidence.aim(Watch.ACTIVE)
+    assert not again.evidence.lacking  # there is no candidate any more
 
 
 async def test_what_comes_after_the_judgement_is_nobodys(autojump_clock: MockClock) -> None:
