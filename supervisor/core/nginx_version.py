@@ -59,6 +59,9 @@ _OF_SECTION = {
 }
 """The same directives are other modules' in the sections besides http."""
 
+_TOLD_BY_NAME = {option for _, option in _MODULE_OF_DIRECTIVE} | set(_OF_SECTION.values())
+"""The modules whose directives are known here: no other directive is theirs."""
+
 
 @dataclass(frozen=True, slots=True)
 class NginxBuild:
@@ -181,6 +184,15 @@ def lost_modules(running: NginxBuild, candidate: NginxBuild) -> tuple[str, ...]:
     }
     without = {option for option in get - have if option.startswith("--without-")}
     return tuple(sorted(with_options | added | without))
+
+
+def lost_with_unknown_directives(running: NginxBuild, candidate: NginxBuild) -> tuple[str, ...]:
+    """Those of `lost_modules` that may explain a directive that no table here knows."""
+    lost = lost_modules(running, candidate)
+    return tuple(
+        one for one in lost
+        if not one.startswith("--with-") or (one.endswith("_module") and one not in _TOLD_BY_NAME)
+    )  # fmt: skip
 
 
 def module_of_error(line: str) -> str | None:

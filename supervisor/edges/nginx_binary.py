@@ -32,7 +32,12 @@ from supervisor.core.elf import (
 from supervisor.core.errors import Refusal
 from supervisor.core.nginx_config import NginxConfig, parse_dump
 from supervisor.core.nginx_listen import DEFAULT_PORT
-from supervisor.core.nginx_version import NginxBuild, lost_modules, module_of_error, parse_build
+from supervisor.core.nginx_version import (
+    NginxBuild,
+    lost_with_unknown_directives,
+    module_of_error,
+    parse_build,
+)
 from supervisor.edges import children
 from supervisor.edges.files import closing
 from supervisor.edges.sources import reading
@@ -250,8 +255,9 @@ def _missing_module(
     if option.startswith("--with-"):
         present = candidate.configure_arguments
         return None if option in present or f"{option}=dynamic" in present else option
-    # A directive that is in no table: a module of others, if the running build has one more.
-    lost = lost_modules(running, candidate) if running is not None else ()
+    # A directive that is in no table: a module of others, if the running build has one more; else
+    # somebody has mistyped it.
+    lost = lost_with_unknown_directives(running, candidate) if running is not None else ()
     return f"{' or '.join(lost)} ({option})" if lost else None
 
 

@@ -134,6 +134,12 @@ def built_with(*arguments: str) -> NginxBuild:
             built_with("--add-module=brotli"),
             "module_missing",
         ),
+        (
+            'nginx: [emerg] unknown directive "server_nam" in /c:1',
+            built_with(),
+            built_with("--with-http_v3_module", "--with-compat"),
+            "config_rejected",
+        ),
         ('nginx: [emerg] unknown directive "brotli"', built_with(), None, "config_rejected"),
         (
             'nginx: [emerg] unknown directive "brotli"',
