@@ -130,7 +130,7 @@ def _error_logs(logs: Fields) -> Iterator[str]:
     for unread in _each(logs.get("unread")):
         yield _row("log unread", _words(unread, "path", "detail"))
     for line in _each(logs.get("lines"))[-_LINES:]:
-        whose = _words(line, "generation") or "of nobody we know"
+        whose = _words(line, "generation") or "of another process"
         yield _row("log", f"{moment(line.get('time'))}  {whose}  {_words(line, 'pid', 'log')}")
         yield _row("", f"[{text(line.get('severity'))}] {text(line.get('line'))}")
 

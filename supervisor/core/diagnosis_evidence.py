@@ -42,8 +42,8 @@ def of_evidence(site: Site) -> Iterator[Diagnosis]:
     if not site.settings.probes:
         yield finding(
             "evidence", "probes", Level.WARN,
-            "no probe is configured: only what nginx itself gives away (exits, its error log) "
-            "judges a candidate, and each verdict says judged: false",
+            "no probe is configured: only what nginx itself gives away (processes that end or "
+            "hang, its error log, what it uses) judges a candidate, and each verdict is unjudged",
             "in the supervisor's configuration, with a page that is well only if the site is:",
             "[[probe]]", 'name = "home"', 'type = "http"', 'url = "http://127.0.0.1/"',
         )  # fmt: skip

@@ -220,11 +220,11 @@ async def _object(
 async def _take_back(world: World, run: GuardRun, jury: Jury, steps: Steps) -> ReloadEnd:
     """The previous files are on disk, and what serves runs them; or what keeps it from that."""
     steps.enter("rolling_back", reason=run.reason, detail=run.detail)
-    why = f"{run.reason}: {run.detail}"
+    why = run.detail
     try:
         files = await restore_files(world, run)
     except SupervisorError as exc:
-        detail = f"{exc.detail}; it was to be taken back for {why}"
+        detail = f"{exc.detail}; what it was to be taken back for: {why}"
         return steps.end(Verdict.FAILED, exc.reason, detail, judged=True)
     if run.reason == "stopped":
         return steps.end(Verdict.ROLLED_BACK, "stopped", f"{run.detail}; {files}")
@@ -255,7 +255,7 @@ async def _prove(
     if heard.objection is not None:
         detail = f"{told}; with these, too: {heard.objection.detail}"
         return steps.end(Verdict.FAILED, heard.objection.reason, detail, judged=heard.judged)
-    detail = f"{told}, and {len(fresh)} workers run them{heard.note}"
+    detail = f"{told}; {len(fresh)} workers run the previous configuration{heard.note}"
     return steps.end(Verdict.ROLLED_BACK, run.reason, detail, judged=bool(run.witnesses))
 
 

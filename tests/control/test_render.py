@@ -68,7 +68,7 @@ def test_the_last_severe_lines_and_unread_logs_are_shown() -> None:
         "log        2025-01-02 03:04:05.678 UTC  g2  7  syslog",
         "           [alert] a?[31m line",
     ]
-    assert told[at + 5].endswith("of nobody we know  7  syslog")
+    assert told[at + 5].endswith("of another process  7  syslog")
     assert sum(one.startswith("log  ") for one in told) == 3
 
 
