@@ -20,6 +20,9 @@ HARMLESS = (
     r"\((?:5|12|23|24|28|30|105|122): ",
     r"^\d+ worker_connections are not enough",
     r"shared memory|could not allocate (?:node|new session)|ngx_slab_alloc\(\) failed: no memory",
+    # Of what this host forbids or lacks, and nginx does without: each start says so again.
+    r"^(?:setrlimit|setpriority|sched_setaffinity|prctl|io_setup|eventfd)\([^)]*\) failed \(",
+    r"^[gs]etsockopt\(.* failed, ignored \(\d+: ",
     # Of clients: broken handshakes and records, in whatever words this OpenSSL has for it.
     r"\bSSL_(?:do_handshake|read|read_early_data|write|sendfile|shutdown)\(\) failed",
     r"^ignoring stale global SSL error",

@@ -132,6 +132,11 @@ ignoring stale global SSL error (SSL: error:0A0000C6:SSL routines::x)
 unknown directive "foo" in /etc/nginx/nginx.conf:12
 *8 sendfile() reported that "/www/a" was truncated at 4096 while sending response to client
 could not allocate node in cache keys zone "z"
+setrlimit(RLIMIT_NOFILE, 99999999) failed (1: Operation not permitted)
+setpriority(-5) failed (13: Permission denied)
+sched_setaffinity() failed (22: Invalid argument)
+io_setup() failed (38: Function not implemented)
+setsockopt(TCP_FASTOPEN, 5) 0.0.0.0:80 failed, ignored (92: Protocol not available)
 """
 
 
@@ -151,6 +156,7 @@ def test_what_clients_and_the_host_bring_about_condemns_nobody(text: str) -> Non
         "*3 zero size buf in output t:0 r:0 f:0, client: ::1, server: a, request: "
         '"GET /SSL_do_handshake() failed HTTP/1.1"',
         "epoll_ctl(1, 7) failed (17: File exists)",
+        "setsockopt(SO_REUSEPORT) 0.0.0.0:80 failed (1: Operation not permitted)",
         "mmap(MAP_ANON|MAP_SHARED, 99) failed (1: Operation not permitted)",
     ],
 )

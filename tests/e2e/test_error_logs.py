@@ -228,6 +228,19 @@ def test_what_was_written_before_condemns_nobody(oldest: Build, newest: Build, c
             assert good.last["reason"] == "healthy"
 
 
+def test_what_the_host_forbids_at_each_start_condemns_nobody(oldest: Build, newest: Build) -> None:
+    """A supervisor that is new to this nginx, whose log was rotated since it was started."""
+    with site.make(oldest, Options(main="worker_rlimit_nofile 99999999;")) as one:
+        with supervised.running(one, {"upgrade": WINDOWS}) as nginx:
+            until("it is forbidden", lambda: " setrlimit(RLIMIT_NOFILE" in one.log_text())
+            nginx.die()
+            os.truncate(one.error_log, 0)
+            nginx.start()
+            answer = nginx.ctl("upgrade", newest.path)
+            assert answer.code == 0, answer
+            until("so it is again", lambda: " setrlimit(RLIMIT_NOFILE" in one.log_text())
+
+
 def test_it_can_be_switched_off(oldest: Build, newest: Build) -> None:
     with site.make(oldest) as one:
         settings = {"upgrade": WINDOWS, "triggers": {"error_log_ignore": ["^bad candidate: "]}}
