@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from supervisor.core.error_log import Entry, kind_of, severe
+from supervisor.core.error_log import Entry, Scan, kind_of
 from supervisor.core.errors import ConfigError
 from supervisor.core.seen import BEFORE, LINES
 from supervisor.core.signals import LogLine, Severity, from_data, to_data
@@ -76,6 +76,7 @@ class LogWatch:
         self._wanted: tuple[str, ...] = ()
         self._followed: tuple[str, ...] = ()
         self._wake = trio.Event()
+        self._output = Scan()
         self._known: dict[int, tuple[int, float]] = {}  # generation, and when it was seen last
         self._pending: deque[_Pending] = deque(maxlen=_PENDING)
         self._late: list[LogLine] = []  # the candidate's, in the order in which they came
@@ -232,10 +233,12 @@ class LogWatch:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         self._recent.append({"time": now, **fields})
 
-    def hear_output(self, lines: Iterable[str]) -> None:
-        """What nginx has written to its standard error, as `error_log stderr` does."""
-        piece = "".join(f"{one}\n" for one in lines).encode("utf-8", "replace")
-        found = severe(piece)
+    def hear_output(self, lines: Iterable[bytes], more: bool = False) -> None:  # noqa: FBT001, FBT002 - see World
+        """What nginx has written to its standard error, as `error_log stderr` does.
+
+        `more`: the next lines come at once, and a message may go on in them.
+        """
+        found = self._output.take(b"".join(one + b"\n" for one in lines), more=more)
         for entry in found.entries:
             self._hear(entry, entry.pid, STDERR, at=trio.current_time())
         self._count("doubtful", STDERR, found.doubtful)

@@ -268,7 +268,8 @@ async def _tell_output(world: World, generation: Generation) -> None:
             for _ in range(1 + output.behind // PIECE):  # not what comes while this is told
                 lines = output.drain()
                 for start in range(0, len(lines), _LINES_AT_ONCE):
-                    _tell_lines(world, lines[start : start + _LINES_AT_ONCE])
+                    more = output.more or start + _LINES_AT_ONCE < len(lines)
+                    _tell_lines(world, lines[start : start + _LINES_AT_ONCE], more=more)
                     await trio.lowlevel.cancel_shielded_checkpoint()  # they are drained already
             await trio.sleep(pause)
     finally:
@@ -288,7 +289,8 @@ def tell_output_now(world: World, generation: Generation) -> None:
 def _tell_now(world: World, output: Capture) -> None:
     """The next of the output without a pause, as much as takes some milliseconds."""
     for _ in range(OUTPUT_KEPT // PIECE):
-        _tell_lines(world, output.drain())
+        lines = output.drain()
+        _tell_lines(world, lines, more=output.more)
 
 
 def _tell_lost(world: World, lost: int) -> None:
@@ -296,7 +298,8 @@ def _tell_lost(world: World, lost: int) -> None:
     world.log.warning("nginx.output_dropped", bytes=lost, detail=detail)
 
 
-def _tell_lines(world: World, lines: list[str]) -> None:
-    world.hear_output(lines)
+def _tell_lines(world: World, lines: list[bytes], *, more: bool) -> None:
+    world.hear_output(lines, more)
     for line in lines:
-        world.log.info("nginx.output", line=line[:LINE])
+        text = line.decode(errors="replace").removesuffix("\r")
+        world.log.info("nginx.output", line=text[:LINE])

@@ -105,13 +105,16 @@ def parse_datagram(raw: bytes) -> Entry | None:
     )
 
 
-def severe(piece: bytes, *, start: int = 0) -> Found:
-    """The lines of `piece` at `crit` and worse that begin at `start` or later.
+def severe(piece: bytes, *, start: int = 0, stop: int | None = None) -> Found:
+    """The lines of `piece` at `crit` and worse that begin at `start` or later, and before `stop`.
 
     `piece` begins and ends with whole lines. What stands before `start` was looked at before, and
-    is there as the context that tells a made up line: the last 2048 bytes of it will do.
+    is there as the context that tells a made up line: the last 2048 bytes of it will do. What
+    stands behind `stop` is the same for the last lines: their message may go on there.
     """
     places = [match.start() for match in _SEVERE.finditer(piece, start)]
+    if stop is not None:
+        places = places[: bisect_left(places, stop)]
     if not places:
         return Found()
     doubts = _Doubts(piece)
@@ -132,6 +135,23 @@ def severe(piece: bytes, *, start: int = 0) -> Found:
         else:
             entries.append(_entry(match))
     return Found(tuple(entries), more, doubtful)
+
+
+@dataclass(slots=True)
+class Scan:
+    """Looks through a log that comes in parts; one part's end may be in the middle of a message."""
+
+    before: bytes = b""  # the last of what was looked at
+    held: bytes = b""  # lines whose message may go on in the next part
+
+    def take(self, lines: bytes, *, more: bool = False) -> Found:
+        """What is in the next whole lines; `more`: the next part is there already."""
+        piece, start = self.before + self.held + lines, len(self.before)
+        stop = len(piece)
+        if more:
+            stop = max(start, piece.rfind(b"\n", start, max(start, stop - MESSAGE)) + 1)
+        self.before, self.held = piece[max(0, stop - MESSAGE) : stop], piece[stop:]
+        return severe(piece, start=start, stop=stop)
 
 
 class _Doubts:

@@ -30,6 +30,7 @@ class Capture:
         self.fd = fd
         self._read_up_to = read_up_to
         self._given_back = 0  # everything before this page is a hole
+        self.more = False  # there was more to read than the last drain took
 
     @classmethod
     def create(cls) -> Capture:
@@ -74,12 +75,16 @@ class Capture:
         start = max(self._read_up_to, size - most)
         return os.pread(self.fd, size - start, start).decode(errors="replace").strip()
 
-    def drain(self) -> list[str]:
+    def drain(self) -> list[bytes]:
         """The next complete lines, a few kilobytes of them; their memory is given back.
+
+        As they were written: nothing but a line feed ends a line of nginx's, whatever a client has
+        made it write. `more` tells whether the next ones are there already.
 
         Empty when there are none, and when closed: a number that was closed may be another file's
         by now, and a hole in that would be a loss.
         """
+        self.more = False
         if self.fd < 0:
             return []
         raw = os.pread(self.fd, PIECE, self._read_up_to)
@@ -89,7 +94,8 @@ class Capture:
         if not end:
             return []
         self._give_back(self._read_up_to + end)
-        return raw[:end].decode(errors="replace").splitlines()
+        self.more = len(raw) == PIECE and self.behind > 0
+        return raw[:end].removesuffix(b"\n").split(b"\n")
 
     def drop_all_but(self, most: int) -> int:
         """Give the oldest of what is unread back, up to a line's end; how many bytes are lost.

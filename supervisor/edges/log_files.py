@@ -24,7 +24,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from supervisor.core.error_log import MESSAGE, Entry, severe
+from supervisor.core.error_log import MESSAGE, Entry, Scan, severe
 from supervisor.edges.inotify import EXHAUSTED, Happened, Inotify
 
 PIECE = 65536
@@ -95,7 +95,7 @@ class _File:
     wd: int
     at: int  # what is before has been read
     identity: tuple[int, int]
-    before: bytes = b""  # the last of what was read, up to a line's end
+    scan: Scan = field(default_factory=Scan)
     rest: bytes = b""  # the beginning of a line that has no end yet
     skipping: bool = False  # the rest of a line that is too long
     until: float | None = None  # it has lost its name
@@ -143,7 +143,7 @@ class LogFiles:
     def places(self) -> dict[str, list[int]]:
         """How far each log has been read, for a successor's `follow`."""
         return {
-            path: [*log.file.identity, log.file.at - len(log.file.rest)]
+            path: [*log.file.identity, log.file.at - len(log.file.scan.held + log.file.rest)]
             for path, log in self._logs.items()
             if log.file is not None
         }
@@ -276,7 +276,8 @@ class LogFiles:
         """Where to read on in a file that was there before it was followed; its past."""
         size = os.fstat(file.fd).st_size
         if isinstance(place, list) and tuple(place[:2]) == file.identity:
-            file.at = min(place[2], size)
+            file.at = max(0, min(place[2], size))
+            file.scan.before = _context(file)
             return []
         file.at = max(0, size - PAST)
         past = os.pread(file.fd, PAST, file.at)
@@ -286,7 +287,7 @@ class LogFiles:
             file.rest = past[len(whole) :]
         else:
             file.skipping = True
-        file.before = whole[-MESSAGE:]
+        file.scan.before = whole[-MESSAGE:]
         return [
             News(path=file.path, entries=severe(piece).entries, past=True)
             for piece in _pieces(whole)
@@ -379,11 +380,11 @@ class LogFiles:
         news: list[News] = []
         size = os.fstat(file.fd).st_size
         if size < file.at:  # it was cut (copytruncate)
-            file.at, file.before, file.rest, file.skipping = 0, b"", b"", False
+            file.at, file.scan, file.rest, file.skipping = 0, Scan(), b"", False
         if size - file.at > BACKLOG:
             dropped = size - file.at - KEPT
             file.at += dropped
-            file.before, file.rest, file.skipping = b"", b"", True
+            file.scan, file.rest, file.skipping = Scan(_context(file)), b"", True
             news.append(News(path=file.path, dropped=dropped))
         while file.at < size:
             if room <= 0:
@@ -394,16 +395,24 @@ class LogFiles:
                 break
             file.at += len(raw)
             room -= len(raw)
-            found = _digest(file, raw)
+            found = _digest(file, raw, more=file.at < size)
             if found is not None:
                 news.append(found)
         return news, room
 
 
-def _digest(file: _File, raw: bytes) -> News | None:
+def _context(file: _File) -> bytes:
+    """What stands before the place from which a file is read on."""
+    start = max(0, file.at - MESSAGE)
+    return os.pread(file.fd, file.at - start, start)
+
+
+def _digest(file: _File, raw: bytes, *, more: bool) -> News | None:
     """The severe lines in what was read; a line without an end waits for it."""
     if file.skipping:
         end = raw.find(b"\n") + 1
+        passed = raw[:end] if end else raw
+        file.scan.before = (file.scan.before + passed)[-MESSAGE:]
         if not end:
             return None
         raw, file.skipping = raw[end:], False
@@ -414,10 +423,7 @@ def _digest(file: _File, raw: bytes) -> News | None:
         # No message is so long: its beginning is all of it that may count.
         whole += file.rest[: MESSAGE - 1] + b"\n"
         file.rest, file.skipping = b"", True
-    if not whole:
-        return None
-    found = severe(file.before + whole, start=len(file.before))
-    file.before = (file.before + whole)[-MESSAGE:]
+    found = file.scan.take(whole, more=more and not file.skipping)
     if not (found.entries or found.more or found.doubtful):
         return None
     return News(path=file.path, entries=found.entries, more=found.more, doubtful=found.doubtful)

@@ -213,7 +213,7 @@ class World:
     """Who writes error logs, and to which files, may be others by now."""
     settle_logs: Callable[[], None] = lambda: None
     """What a candidate wrote, and what was held back so far, counts now."""
-    hear_output: Callable[[list[str]], None] = lambda _: None
+    hear_output: Callable[[list[bytes], bool], None] = lambda _lines, _more: None
     """Lines that nginx wrote to its standard output or error."""
     reloading: bool = False  # by us
     guard: GuardRun | None = None  # the guarded reload that runs, or that somebody has left

@@ -11,6 +11,7 @@ from supervisor.core.error_log import (
     MESSAGE,
     TEXT,
     Found,
+    Scan,
     kind_of,
     parse_datagram,
     parse_line,
@@ -167,6 +168,16 @@ def test_a_line_that_somebody_else_made_up_is_not_believed(piece: bytes) -> None
     assert found.doubtful >= 1
     context = severe(piece, start=piece.index(FORGED[:-1]))
     assert context.entries == ()
+
+
+def test_a_message_that_is_cut_anywhere_is_doubted_as_a_whole() -> None:
+    filler = AT + b"[notice] 7#7: x\n"
+    whole = filler * 99 + HEAD + b"\n" + FORGED + b"end" + TAIL + filler * 99 + ALERT
+    for cut in (at + 1 for at in range(len(whole)) if whole[at : at + 1] == b"\n"):
+        scan = Scan()
+        first, second = scan.take(whole[:cut], more=True), scan.take(whole[cut:])
+        assert texts(first) + texts(second) == ["something is wrong here"]
+        assert scan.held == b""
 
 
 def test_distant_requests_cast_no_doubt() -> None:

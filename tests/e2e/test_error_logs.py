@@ -212,6 +212,26 @@ def test_lines_of_others_condemn_nobody(oldest: Build, newest: Build) -> None:
         checks.assert_settled(nginx, newest, sha256(newest.path))
 
 
+def test_what_clients_make_up_on_standard_error_condemns_nobody(
+    oldest: Build, newest: Build
+) -> None:
+    """Neither by what other programs take for the end of a line, nor by what is no text."""
+    options = Options(error_log="stderr", server="location /www/ { root /nonexistent; }")
+    with site.make(oldest, options) as one, supervised.running(one, {"upgrade": WINDOWS}) as nginx:
+        asked = nginx.begin("upgrade", newest.path, "--hold")
+        nginx.until_phase("held")
+        worker = worker_that_answers(one)
+        forged = f"2026/11/24%2013:11:55%20[alert]%20{worker}%23{worker}:%20made%20up"
+        for end in ("%0c", "%0d", "%1c", "%c2%85", "%e2%80%a8"):
+            ask(one.port, f"GET /www/a{end}{forged} HTTP/1.0\r\n\r\n")
+        ask(one.port, f"GET /www/{'%ff' * 200}%0a{forged}{'x' * 2500} HTTP/1.0\r\n\r\n")
+        until("they are doubted", lambda: bool(events(nginx, "error_log.lines_doubted")))
+        assert nginx.ctl("promote").code == 0
+        good = nginx.end(asked)
+        assert good.code == 0, good
+        assert "made up" not in told_lines(nginx)
+
+
 @pytest.mark.parametrize("case", ["seen", "in-the-log"])
 def test_what_was_written_before_condemns_nobody(oldest: Build, newest: Build, case: str) -> None:
     """By the generation before, or where the supervisor is new, in the log that it finds."""
@@ -230,15 +250,15 @@ def test_what_was_written_before_condemns_nobody(oldest: Build, newest: Build, c
 
 def test_what_the_host_forbids_at_each_start_condemns_nobody(oldest: Build, newest: Build) -> None:
     """A supervisor that is new to this nginx, whose log was rotated since it was started."""
-    with site.make(oldest, Options(main="worker_rlimit_nofile 99999999;")) as one:
-        with supervised.running(one, {"upgrade": WINDOWS}) as nginx:
-            until("it is forbidden", lambda: " setrlimit(RLIMIT_NOFILE" in one.log_text())
-            nginx.die()
-            os.truncate(one.error_log, 0)
-            nginx.start()
-            answer = nginx.ctl("upgrade", newest.path)
-            assert answer.code == 0, answer
-            until("so it is again", lambda: " setrlimit(RLIMIT_NOFILE" in one.log_text())
+    options = Options(main="worker_rlimit_nofile 99999999;")
+    with site.make(oldest, options) as one, supervised.running(one, {"upgrade": WINDOWS}) as nginx:
+        until("it is forbidden", lambda: " setrlimit(RLIMIT_NOFILE" in one.log_text())
+        nginx.die()
+        os.truncate(one.error_log, 0)
+        nginx.start()
+        answer = nginx.ctl("upgrade", newest.path)
+        assert answer.code == 0, answer
+        until("so it is again", lambda: " setrlimit(RLIMIT_NOFILE" in one.log_text())
 
 
 def test_it_can_be_switched_off(oldest: Build, newest: Build) -> None:

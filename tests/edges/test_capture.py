@@ -23,8 +23,8 @@ def _memory(capture: Capture) -> int:
     return os.fstat(capture.fd).st_blocks * BLOCK
 
 
-def _drain_all(capture: Capture) -> list[str]:
-    lines: list[str] = []
+def _drain_all(capture: Capture) -> list[bytes]:
+    lines: list[bytes] = []
     while part := capture.drain():
         lines += part
     return lines
@@ -32,10 +32,10 @@ def _drain_all(capture: Capture) -> list[str]:
 
 def test_lines_come_once(capture: Capture) -> None:
     os.write(capture.fd, b"one\ntwo\nthr")
-    assert capture.drain() == ["one", "two"]
+    assert capture.drain() == [b"one", b"two"]
     assert capture.drain() == []
     os.write(capture.fd, b"ee\n")
-    assert capture.drain() == ["three"]
+    assert capture.drain() == [b"three"]
 
 
 def test_it_is_not_inherited_by_accident(capture: Capture) -> None:
@@ -65,7 +65,7 @@ def test_memory_is_given_back_by_small_drains_too(capture: Capture) -> None:
     """No single one of them covers a page."""
     for number in range(2000):
         os.write(capture.fd, f"line {number}\n".encode())
-        assert capture.drain() == [f"line {number}"]
+        assert capture.drain() == [b"line %d" % number]
     assert _memory(capture) <= 8192
 
 
@@ -78,8 +78,8 @@ def test_the_oldest_can_be_dropped_unread(capture: Capture) -> None:
     assert 65536 - 100 <= capture.behind <= 65536
     assert _memory(capture) <= 65536 + 8192
     lines = _drain_all(capture)
-    assert set(lines[:-1]) == {"x" * 99}
-    assert lines[-1] == "last"
+    assert set(lines[:-1]) == {b"x" * 99}
+    assert lines[-1] == b"last"
     assert capture.drop_all_but(65536) == 0
     assert _memory(capture) <= 8192
 
@@ -105,7 +105,7 @@ def test_what_a_predecessor_left_unread_is_bounded_too(capture: Capture) -> None
         assert found is not None
         assert found.behind == 10_000_000
         assert found.drop_all_but(1000) == 9_999_000
-        assert _drain_all(found) == ["y" * 99] * 10
+        assert _drain_all(found) == [b"y" * 99] * 10
         assert _memory(found) <= 8192
         found.close()
         writer.communicate()
@@ -132,25 +132,32 @@ def test_writers_go_on_behind_the_hole(capture: Capture) -> None:
         writer.stdin.write(b"b\n")
         writer.stdin.close()
         writer.wait()
-    assert capture.drain() == ["b"]
+    assert capture.drain() == [b"b"]
 
 
 def test_a_line_without_end_is_cut(capture: Capture) -> None:
     os.write(capture.fd, b"x" * 16384 + b"y\nnext\n")
-    assert capture.drain() == ["x" * 16384]
-    assert capture.drain() == ["y", "next"]
+    assert capture.drain() == [b"x" * 16384]
+    assert capture.drain() == [b"y", b"next"]
 
 
-def test_what_is_no_text_is_told_all_the_same(capture: Capture) -> None:
-    os.write(capture.fd, b"\xff\xfe\n")
-    assert capture.drain() == ["\ufffd\ufffd"]
+def test_nothing_but_a_line_feed_ends_a_line(capture: Capture) -> None:
+    line = b"\xff\xfe\r\x0b\x0c\x1c\x85 \xc2\x85 \xe2\x80\xa8 end"
+    os.write(capture.fd, line + b"\n\n")
+    assert capture.drain() == [line, b""]
+
+
+def test_it_says_whether_there_is_more(capture: Capture) -> None:
+    os.write(capture.fd, b"a" * 9999 + b"\n" + b"b" * 9999 + b"\n")
+    assert (len(capture.drain()), capture.more) == (1, True)
+    assert (len(capture.drain()), capture.more) == (1, False)
 
 
 def test_the_tail_is_bounded_and_not_consumed(capture: Capture) -> None:
     os.write(capture.fd, b"first\n" + b"z" * 5000)
     assert capture.tail() == "z" * 4096
     assert capture.tail(most=10) == "z" * 10
-    assert capture.drain() == ["first"]
+    assert capture.drain() == [b"first"]
 
 
 @pytest.mark.parametrize("number", [1, 2], ids=["stdout", "stderr"])
@@ -164,7 +171,7 @@ def test_a_successor_reattaches(capture: Capture, number: int) -> None:
         found = Capture.reattach(writer.pid)
         assert found is not None
         os.write(capture.fd, b"of this one\n")
-        assert found.drain() == ["while nobody read", "of this one"]
+        assert found.drain() == [b"while nobody read", b"of this one"]
         assert _memory(found) <= 8192
         found.close()
         writer.stdin.close()

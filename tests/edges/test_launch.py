@@ -241,15 +241,15 @@ async def test_output_of_all_generations_is_ours(tmp_path: Path, output: Capture
         await _upgrade(site, old.master.pid, builds()[-1])
         for _ in range(1000):
             await trio.to_thread.run_sync(site.ask)
-        lines: list[str] = []
+        lines: list[bytes] = []
 
         def all_told() -> bool:
             while part := output.drain():
                 lines.extend(part)
-            return len([one for one in lines if '"GET / HTTP/1.1" 200' in one]) == 1000
+            return len([one for one in lines if b'"GET / HTTP/1.1" 200' in one]) == 1000
 
         await until("a line for each request, which comes after the answer", all_told)
-        assert any("start new binary process" in one for one in lines)
+        assert any(b"start new binary process" in one for one in lines)
         found = Capture.reattach(old.master.pid)
         assert found is not None
         found.close()

@@ -12,7 +12,7 @@ import pytest
 
 from supervisor.edges import log_files
 from supervisor.edges.inotify import Inotify
-from supervisor.edges.log_files import DELETED, KEPT, MOST, PIECE, ROTATED, LogFiles, News
+from supervisor.edges.log_files import BACKLOG, DELETED, KEPT, MOST, PIECE, ROTATED, LogFiles, News
 
 PREFIX = "2026/11/24 13:11:55 [alert] 7#7: "
 
@@ -356,6 +356,44 @@ def test_a_turn_is_bounded(
     assert one.files.turn(at=0.0) == []
     assert one.files.behind
     assert one.texts() == ["at the end"]
+
+
+HEAD = PREFIX.replace("alert", "error") + '*1 open() "/www/a\n'
+TAIL = '" failed (2: No such file or directory), request: "GET /www/a%0a HTTP/1.0"\n'
+
+
+def filled(length: int) -> str:
+    """Whole lines of nobody's, so many bytes of them."""
+    notice = PREFIX.replace("alert", "notice")
+    return (
+        (notice + "x" * (999 - len(notice)) + "\n") * (length // 1000)
+        + "y" * (length % 1000 - 1)
+        + "\n"
+    )
+
+
+@pytest.mark.parametrize("edge", [PIECE, 4 * PIECE])
+def test_a_message_at_the_edge_of_a_piece_is_doubted_as_a_whole(
+    log: Path, made: list[Follower], edge: int
+) -> None:
+    """A turn reads four pieces. What a client has made up ends before it, its end does not."""
+    one = follow(made, log)
+    made_up = HEAD + line("made up")
+    append(log, filled(edge - len(made_up) - 9) + made_up + TAIL + filled(9999) + line("true"))
+    assert one.texts() == ["true"]
+
+
+def test_a_message_whose_beginning_is_passed_over_is_doubted(
+    log: Path, made: list[Follower]
+) -> None:
+    one = follow(made, log)
+    rest = line("made up") + TAIL
+    append(log, filled(BACKLOG) + HEAD + rest + filled(KEPT - len(rest) - 9))
+    news = one.news()
+    assert any(each.dropped for each in news)
+    assert not any(each.entries for each in news)
+    append(log, line("true"))
+    assert one.texts() == ["true"]
 
 
 def test_a_successor_goes_on_where_this_one_was(log: Path, made: list[Follower]) -> None:

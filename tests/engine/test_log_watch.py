@@ -79,7 +79,7 @@ class Scene:
         )  # fmt: skip
 
     def says(self, pid: int, text: str = "text") -> None:
-        self.watch.hear_output(["some other output", line(pid, text)])
+        self.watch.hear_output([b"some other output", line(pid, text).encode()])
 
     @property
     def whose(self) -> list[int | None]:
@@ -200,15 +200,30 @@ async def test_each_kind_is_told_once_of_each_generation() -> None:
     ]
 
 
+def made_up(pid: int) -> list[bytes]:
+    return [
+        b'2026/11/24 13:11:55 [error] 9#9: *1 open() "/a"',
+        line(pid).encode(),
+        b'x" failed (2: x), request: "GET /a%0a HTTP/1.0"',
+    ]
+
+
+@pytest.mark.parametrize("cut", [1, 2])
+async def test_output_that_comes_in_parts_is_doubted_as_a_whole(cut: int) -> None:
+    scene = Scene()
+    forged = made_up(scene.old.master.pid)
+    scene.watch.hear_output(forged[:cut], True)
+    scene.watch.hear_output([*forged[cut:], line(scene.old.master.pid, "true").encode()])
+    assert scene.heard == []  # too near to the other one
+    scene.watch.hear_output([b"x" * 2048, line(scene.old.master.pid, "true").encode()])
+    assert [one.text for one in scene.heard] == ["true"]
+
+
 async def test_doubtful_lines_are_told_now_and_then(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     scene = Scene()
-    forged = [
-        '2026/11/24 13:11:55 [error] 9#9: *1 open() "/a"',
-        line(scene.new.master.pid),
-        'x" failed (2: x), request: "GET /a%0a HTTP/1.0"',
-    ]
+    forged = made_up(scene.new.master.pid)
     with capture_logs() as told:
         for _ in range(5):
             scene.watch.hear_output(forged)

@@ -34,7 +34,16 @@ from supervisor.core.access import NO_ID, Kind, Role, Who, grants_of
 from supervisor.core.certificate import certificates_in, parse_certificate
 from supervisor.core.duration import LONGEST
 from supervisor.core.elf import Architecture, architecture_of, check_executable
-from supervisor.core.error_log import KIND, TEXT, kind_of, parse_datagram, parse_line, severe
+from supervisor.core.error_log import (
+    KIND,
+    MESSAGE,
+    TEXT,
+    Scan,
+    kind_of,
+    parse_datagram,
+    parse_line,
+    severe,
+)
 from supervisor.core.error_log_rules import is_harmless
 from supervisor.core.errors import ConfigError
 from supervisor.core.nginx_config import effective, folders_of, parse_dump, parse_globals
@@ -418,6 +427,10 @@ def error_log_target(data: bytes) -> None:
     piece = data[1:] + b"\n"
     found = severe(piece)
     later = severe(piece, start=min(start, len(piece)))
+    scan = Scan()
+    for part in (piece, piece):
+        assert len(scan.take(part, more=True).entries) <= piece.count(b"\n") * 2
+    assert len(scan.before) <= MESSAGE
     assert len(later.entries) + later.more + later.doubtful <= piece.count(b"\n")
     entries = [*found.entries, *later.entries, parse_datagram(data), parse_line(data)]
     for entry in entries:
