@@ -150,6 +150,9 @@ def _why(found: Fields, upgrade: Fields) -> str:
     why = [text(found[key]) for key in ("reason", "detail") if found.get(key)]
     if why and found.get("reason") in shown:
         del why[0]
+    doubt = upgrade.get("inconclusive")
+    if doubt and why and why[-1].endswith(text(doubt)):
+        del why[-1]  # it is said below, with what to do
     return f"  ({': '.join(why)})" if why else ""
 
 

@@ -9,7 +9,8 @@ that did not pass before the upgrade cannot condemn and is not waited for; where
 judge, the triggers that need no configuration judge alone. Those come from the processes:
 
 - A worker that ends by a signal, or with the code that nginx calls fatal (2: its initialisation
-  failed, ngx_worker_process_init), condemns at once.
+  failed, ngx_worker_process_init), condemns at once, unless `worker_deaths` allows for some: then
+  it counts as unexpected.
 - A worker that was seen leaving and then ends is a reload's business.
 - An end with code 0, or one that the kernel would not tell (the workers are the master's children,
   not ours), may belong to a reload whose leaving was too short to be seen. In a reload as many new
@@ -101,6 +102,7 @@ class Judge:
         self._suspect: int | None = None  # the one worker that failed when the patrol asked it last
         self._traceable = False  # some answer could be traced to a worker
         self._ended: list[_Ended] = []
+        self._deaths = 0  # workers that ended by a signal, with the fatal code, or nobody knows how
         self._unexpected: list[float] = []
         self._empty_since: float | None = None
         self.trigger: Trigger | None = None
@@ -159,13 +161,14 @@ class Judge:
     ) -> None:
         """A worker of the candidate is gone; `code` and `signal` both None: nobody knows how."""
         if signal is not None:
-            self._condemn("worker_died", f"worker {pid} was ended by signal {signal}")
+            text = f"worker {pid} was ended by signal {signal}"
+            self._note_death("worker_died", text, at)
         elif code == FATAL_CODE:
-            self._condemn(
-                "worker_fatal",
+            text = (
                 f"worker {pid} could not initialise (exit code {FATAL_CODE}); "
-                "nginx's error log says why",
+                "nginx's error log says why"
             )
+            self._note_death("worker_fatal", text, at)
         elif draining:
             return
         elif code:
@@ -207,6 +210,7 @@ class Judge:
             "ended": [
                 [one.pid, one.unknown, at - one.at, sorted(one.before)] for one in self._ended
             ],
+            "deaths": self._deaths,
             "unexpected": [at - one for one in self._unexpected],
             "empty_for": None if self._empty_since is None else at - self._empty_since,
             "judged": self.judged,
@@ -235,6 +239,7 @@ class Judge:
             _Ended(pid, unknown, at - ago, frozenset(before))
             for pid, unknown, ago, before in memory["ended"]
         ]
+        self._deaths = int(memory["deaths"])
         self._unexpected = [at - ago for ago in memory["unexpected"]]
         empty_for = memory["empty_for"]
         self._empty_since = None if empty_for is None else at - empty_for
@@ -349,10 +354,21 @@ class Judge:
             if at - one.at < SETTLE:
                 waiting.append(one)
             elif one.unknown:
-                self._condemn("worker_died", f"worker {one.pid} ended, and it was not told to")
+                text = f"worker {one.pid} ended, and it was not told to"
+                self._note_death("worker_died", text, one.at)
             else:
                 self._note_unexpected(one.at)
         self._ended = waiting
+
+    def _note_death(self, reason: str, text: str, at: float) -> None:
+        """What does not condemn by itself is an unexpected end like others."""
+        self._deaths += 1
+        most = self._triggers.worker_deaths
+        if most and self._deaths >= most:
+            more = f"; so did {self._deaths} in all" if self._deaths > 1 else ""
+            self._condemn(reason, f"{text}{more}")
+        else:
+            self._note_unexpected(at)
 
     def _note_unexpected(self, at: float) -> None:
         most, interval = self._triggers.respawns, self._triggers.respawn_interval

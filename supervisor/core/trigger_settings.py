@@ -16,6 +16,8 @@ from supervisor.core.usage_settings import UsageSettings, parse_usage
 class TriggerSettings:
     """How much of what condemns a candidate; the defaults never fire on a healthy upgrade."""
 
+    worker_deaths: int = 1
+    """Ends of workers by a signal or with nginx's fatal code that condemn; 0: never."""
     respawns: int = 3
     """Unexpected ends of workers that are a loop; 0: never."""
     respawn_interval: float = 10.0
@@ -49,6 +51,7 @@ def parse_triggers(table: Table) -> TriggerSettings:
     """The settings in a table. Raises ConfigError."""
     default = DEFAULT_TRIGGERS
     return TriggerSettings(
+        worker_deaths=table.integer("worker_deaths", default.worker_deaths, least=0, most=1000),
         respawns=table.integer("respawns", default.respawns, least=0, most=1000),
         respawn_interval=table.duration(
             "respawn_interval", default.respawn_interval, positive=True

@@ -49,6 +49,24 @@ def test_the_file_on_disk() -> None:
     assert unnamed == "on disk    /usr/sbin/nginx", "it serves, whatever it calls itself"
 
 
+# --- an upgrade that waits ------------------------------------------------------------------
+
+
+def test_a_doubt_is_told_once_with_what_to_do() -> None:
+    doubt = "probe home was heard 2 of 3 times"
+    upgrade = {"id": "u1", "phase": "canary", "candidate": "g2", "inconclusive": doubt}
+    detail = f"the canary proved nothing: {doubt}"
+    told = lines(state="upgrading", reason="canary", detail=detail, upgrade=upgrade)
+    assert told[0] == "state      upgrading"
+    assert sum(doubt in one for one in told) == 1
+    at = told.index(f"           inconclusive: {doubt}")
+    assert "nginxctl promote" in told[at + 1]
+    assert "nginxctl rollback" in told[at + 1]
+    left = lines(state="upgrading", reason="soaking", detail="the soak ends in 3.0 s",
+                 upgrade={**upgrade, "phase": "soaking"})  # fmt: skip
+    assert left[0] == "state      upgrading  (the soak ends in 3.0 s)"
+
+
 # --- error logs -----------------------------------------------------------------------------
 
 

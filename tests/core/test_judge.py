@@ -8,7 +8,7 @@ import pytest
 
 from supervisor.core.judge import Criterion, Judge
 from supervisor.core.observation import Observation, Outcome
-from supervisor.core.trigger_settings import TriggerSettings
+from supervisor.core.trigger_settings import DEFAULT_TRIGGERS, TriggerSettings
 from supervisor.core.triggers import Trigger
 from supervisor.core.verdict_policy import Conclusion
 
@@ -31,8 +31,15 @@ def seen(
     )  # fmt: skip
 
 
-def judge(*criteria: Criterion, workers: tuple[int, ...] = (11, 12)) -> Judge:
-    made = Judge(candidate=CANDIDATE, criteria=criteria or (HOME,), expected_workers=len(workers))
+def judge(
+    *criteria: Criterion,
+    workers: tuple[int, ...] = (11, 12),
+    triggers: TriggerSettings = DEFAULT_TRIGGERS,
+) -> Judge:
+    made = Judge(
+        candidate=CANDIDATE, criteria=criteria or (HOME,), expected_workers=len(workers),
+        triggers=triggers,
+    )  # fmt: skip
     made.census(frozenset(workers), at=0.0)
     return made
 
@@ -312,6 +319,27 @@ def test_some_ends_condemn_at_once(
     made = judge()
     made.worker_exited(11, code=code, signal=signal, draining=draining, at=1.0)
     assert reason(made) == expected
+
+
+@pytest.mark.parametrize(("code", "signal"), [(None, 11), (2, None)])
+def test_more_than_one_death_may_be_wanted(code: int | None, signal: int | None) -> None:
+    made = judge(triggers=TriggerSettings(worker_deaths=2))
+    made.worker_exited(11, code=code, signal=signal, draining=False, at=1.0)
+    assert made.trigger is None
+    again = judge(triggers=TriggerSettings(worker_deaths=2))
+    again.recall(made.memory(at=1.0), at=1.0)
+    again.worker_exited(12, code=code, signal=signal, draining=False, at=100.0)
+    assert again.trigger is not None
+    assert again.trigger.detail.endswith("; so did 2 in all")
+
+
+def test_deaths_that_condemn_nobody_are_a_loop_all_the_same() -> None:
+    made = judge(triggers=TriggerSettings(worker_deaths=0))
+    for at in (0.0, 20.0, 21.0):
+        made.worker_exited(11, code=None, signal=11, draining=False, at=at)
+    assert made.trigger is None
+    made.worker_exited(11, code=None, signal=11, draining=False, at=22.0)
+    assert reason(made) == "workers_respawning"
 
 
 def test_the_first_trigger_stays() -> None:

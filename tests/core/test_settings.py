@@ -129,6 +129,7 @@ def test_every_key_is_taken() -> None:
         term_timeout = "8s"
         kill_timeout = "9s"
         [triggers]
+        worker_deaths = 2
         respawns = 0
         respawn_interval = "10m"
         usage_interval = "100ms"
@@ -179,7 +180,7 @@ def test_every_key_is_taken() -> None:
     )  # fmt: skip
     assert settings.stop == StopSettings(quit_timeout=0, term_timeout=8, kill_timeout=9)
     assert settings.triggers == TriggerSettings(
-        respawns=0, respawn_interval=600,
+        worker_deaths=2, respawns=0, respawn_interval=600,
         usage=UsageSettings(
             interval=0.1, memory_factor=0, memory_floor_mb=2, descriptors_factor=4,
             descriptors_floor=5, growing_for=6, master_cpu_for=7, worker_cpu_for=8,
