@@ -62,7 +62,8 @@ class SyslogSocket:
             # As for the control socket: the file's mode is the inode's, less the umask.
             os.fchmod(bound.fileno(), first)
             bound.bind(path)
-            os.chmod(path, first)
+            opened = cls(path, mode, bound)
+            opened._change(first, None)  # less the umask so far
         except OSError as exc:
             bound.close()
             raise ConfigError(
@@ -73,7 +74,7 @@ class SyslogSocket:
         except ConfigError:
             bound.close()
             raise
-        return cls(path, mode, bound)
+        return opened
 
     @classmethod
     def inherit(cls, path: str, mode: int, fds: Iterable[int]) -> SyslogSocket | None:
@@ -97,9 +98,21 @@ class SyslogSocket:
         """Only this user and group may send from now on, and root. Raises OSError."""
         if owner != self._owner:
             self._owner = owner
-            if os.geteuid() == 0:
-                os.chown(self.path, *owner, follow_symlinks=False)
-            os.chmod(self.path, self._mode)
+            self._change(self._mode, owner if os.geteuid() == 0 else None)
+
+    def _change(self, mode: int, owner: tuple[int, int] | None) -> None:
+        """Of the socket itself: who may write to its folder could have put a link in its place."""
+        there = os.open(self.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = os.fstat(there)
+            if not stat.S_ISSOCK(found.st_mode) or (found.st_dev, found.st_ino) != self._file:
+                raise OSError(errno.ESTALE, "somebody has put something else in its place")
+            name = f"/proc/self/fd/{there}"
+            if owner is not None:
+                os.chown(name, *owner)
+            os.chmod(name, mode)
+        finally:
+            os.close(there)
 
     def receive(self) -> list[Heard]:
         """The messages that wait, at most `AT_ONCE`; what is none of nginx's is passed over."""

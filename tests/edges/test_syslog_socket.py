@@ -75,6 +75,20 @@ def test_it_is_the_workers_once_they_are_known(tmp_path: Path) -> None:
     heard.close()
 
 
+def test_what_was_put_in_its_place_is_left_alone(tmp_path: Path) -> None:
+    path, precious = tmp_path / "log.sock", tmp_path / "precious"
+    precious.write_text("")
+    precious.chmod(0o644)
+    heard = SyslogSocket.bind(str(path), 0o600)
+    path.unlink()
+    path.symlink_to(precious)
+    with pytest.raises(OSError, match="something else in its place"):
+        heard.give_to((12345, 54321))
+    assert (mode(precious), precious.stat().st_uid) == (0o644, os.getuid())
+    heard.close()
+    assert path.is_symlink()
+
+
 def test_a_successor_takes_it_over(tmp_path: Path) -> None:
     path, elsewhere = tmp_path / "log.sock", tmp_path / "elsewhere"
     before = SyslogSocket.bind(str(path), 0o600)
