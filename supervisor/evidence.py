@@ -432,7 +432,11 @@ class Evidence:
             candidate=candidate.id, reference=None if active is None else active.id,
             seen=self._seen, alone=self._watch is Watch.SOAK, at=trio.current_time(),
         )  # fmt: skip
-        found = weigh(case, self._world.settings.triggers, news=news)
+        try:
+            found = weigh(case, self._world.settings.triggers, news=news)
+        except Exception:  # a bug of ours must not end the supervisor
+            self._world.log.exception("operation.bug", operation="weigh")
+            return
         if found is not None:
             judge.condemn(found)
             self._conclude()

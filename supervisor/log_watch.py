@@ -387,7 +387,12 @@ class LogWatch:
     async def _hear_socket(self, socket: SyslogSocket) -> None:
         while True:
             await trio.lowlevel.wait_readable(socket.fd)
-            heard = socket.receive()
+            try:
+                heard = socket.receive()
+            except OSError as exc:  # the kernel has no memory left
+                self._world.log.warning("syslog.not_read", path=socket.path, detail=f"{exc}")
+                await trio.sleep(RETRY)
+                continue
             now = trio.current_time()
             for one in heard:
                 if one.entry.severity > Severity.CRIT:

@@ -14,6 +14,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from supervisor import evidence
 from supervisor.core.actions import Watch
 from supervisor.core.errors import OperationFailed
 from supervisor.core.events import CandidateHealthy, Event, ProbeFailed, Triggered
@@ -26,6 +27,7 @@ from supervisor.core.probe_settings import (
     TcpProbe,
 )
 from supervisor.core.settings import UpgradeSettings
+from supervisor.core.signals import LogLine, Severity
 from supervisor.core.trigger_settings import TriggerSettings
 from supervisor.edges.linux import ExitStatus
 from supervisor.edges.probe_listener import Sharing
@@ -134,6 +136,19 @@ async def failing(evidence: Evidence) -> OperationFailed:
     with pytest.raises(OperationFailed) as caught:
         await evidence.last_look()
     return caught.value
+
+
+async def test_a_fault_in_a_trigger_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(evidence, "weigh", fail)
+    scene = Scene(HOME)
+    scene.evidence.aim(Watch.CANARY)
+    line = LogLine(generation=NEW, pid=11, level=Severity.ALERT, text="text", at=0.0)
+    with capture_logs() as told:
+        scene.evidence.signal(line)
+    assert [one["event"] for one in told] == ["operation.bug"]
 
 
 # --- the baseline -------------------------------------------------------------------------------

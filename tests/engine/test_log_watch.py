@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from supervisor.core.signals import LogLine
 from supervisor.edges.generation import Role
 from supervisor.edges.handover import HandOver, Parcel
 from supervisor.edges.log_files import LogFiles, News
+from supervisor.edges.syslog_socket import Heard, SyslogSocket
 from supervisor.log_watch import ENDED, OTHERS, STDERR, TELL, UNKNOWN, LogWatch
 from supervisor.operations.world import World
 
@@ -329,6 +331,31 @@ async def test_what_cannot_be_read_now_is_read_later(
 def os_identity(path: Path) -> tuple[int, int]:
     found = path.stat()
     return found.st_dev, found.st_ino
+
+
+async def test_a_socket_that_cannot_be_read_now_is_read_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.sock"
+    scene = Scene(socket=path)
+    scene.old.master.pid = os.getpid()
+    receive, failures = SyslogSocket.receive, iter([OSError(12, "Cannot allocate memory")])
+
+    def fail_first(one: SyslogSocket) -> list[Heard]:
+        for failure in failures:
+            raise failure
+        return receive(one)
+
+    monkeypatch.setattr(SyslogSocket, "receive", fail_first)
+    monkeypatch.setattr(log_watch, "RETRY", 0.0)
+    with capture_logs() as told:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(scene.watch.run)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+                sender.sendto(b"<185>Nov 24 13:11:55 nginx: " + line(1).encode(), str(path))
+            await scene.until(1)
+            nursery.cancel_scope.cancel()
+    assert [one["event"] for one in told] == ["syslog.not_read", "nginx.error_line"]
 
 
 async def test_a_socket_that_cannot_be_made_is_fatal_to_a_first_start_alone(tmp_path: Path) -> None:
