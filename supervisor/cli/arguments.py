@@ -200,7 +200,9 @@ COMMANDS: Mapping[str, Command] = {
         parameters=_upgrade_parameters,
         contradiction=_upgrade_contradiction,
     ),
-    "promote": Command(method="Promote", summary="commit the upgrade that is held or soaking"),
+    "promote": Command(
+        method="Promote", summary="go on with the upgrade that waits, or commit it while it soaks"
+    ),
     "rollback": Command(
         method="Rollback",
         summary="return to the previous version",
