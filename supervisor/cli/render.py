@@ -20,6 +20,7 @@ _TRIES_AGAIN = (
     "does not, and a person is needed"
 )
 _UNPROVED = "`nginxctl promote` goes on with it all the same, `nginxctl rollback` takes it back"
+_UNWATCHED = "(no probe passed before it: `nginxctl status` tells how they are now)"
 _HELD = "`nginxctl promote` commits it, `nginxctl rollback` takes it back"
 _STOPPED = (
     "nginx is stopped: `nginxctl start` starts it (where the supervisor was told to end, its own "
@@ -68,7 +69,7 @@ class Timeline:
         if event.get("verdict") == "done" and event.get("detail"):
             parts.append(text(event["detail"]))
         if event.get("verdict") == "committed" and event.get("judged") is False:
-            parts.append("(no probe judged it)")
+            parts.append(_UNWATCHED if self._name == "reload" else "(no probe judged it)")
         parts.append(_gaps(event))
         return "  ".join(filter(None, parts)).rstrip()
 

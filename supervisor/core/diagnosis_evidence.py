@@ -61,8 +61,13 @@ def _ways(site: Site, config: ConfigSeen) -> Iterator[Diagnosis]:
     file = site.settings.probe_listener.include_file
     including = [block for block in config.blocks if block.reads(file)]
     yield from _private_listener(site, config, including)
-    yield from _header(site, config, private=len(including) == 1)
+    yield from _header(site, config, private=_can_be_private(site, len(including)))
     yield from _owner(site)
+
+
+def _can_be_private(site: Site, including: int) -> bool:
+    """Whether a candidate would get a listener of its own, included in so many blocks."""
+    return including == 1 and not site.host.include_folder_problem
 
 
 def _private_listener(
@@ -75,12 +80,12 @@ def _private_listener(
             "without that folder no canary is observed: make it, or change include_file in "
             "[probe_listener]",
         )  # fmt: skip
-    if len(including) == 1:
+    if _can_be_private(site, len(including)):
         yield finding(
             "evidence", name, Level.OK, f"{_place(including[0])} includes {file}: in a canary the "
             "candidate is asked alone",
         )  # fmt: skip
-    elif including:
+    elif len(including) > 1:
         places = " and ".join(map(_place, including))
         yield finding(
             "evidence", name, Level.PROBLEM,
@@ -88,7 +93,7 @@ def _private_listener(
             "listen directives in more than one, and each upgrade is refused",
             "leave it in the block that the probes look at",
         )  # fmt: skip
-    else:
+    elif not including:
         place, chosen = _where_to_include(site, config)
         yield finding(
             "evidence", name, Level.WARN,
@@ -197,7 +202,7 @@ def _of_probe(site: Site, config: ConfigSeen, probe: ProbeSettings, state: str) 
             "evidence", name, Level.WARN, "it does not pass now, and so would judge no candidate",
             "nginxctl status shows what it says",
         )  # fmt: skip
-    included = any(block.reads(file) for block in config.blocks)
+    included = _can_be_private(site, any(block.reads(file) for block in config.blocks))
     # Without the include also what could be asked there is asked in public.
     why = why_not_in_canary(probe, config.blocks, file) if included else why_not_traceable(probe)
     if why is not None:

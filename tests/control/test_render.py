@@ -166,6 +166,11 @@ def test_what_to_do_after_a_rollback(reason: str, told: str, not_told: str) -> N
     assert not_told not in text
 
 
+def test_a_reload_that_no_probe_could_judge_says_where_to_look() -> None:
+    told = Timeline("reload").line(verdict("committed", "reloaded", judged=False))
+    assert told.endswith("(no probe passed before it: `nginxctl status` tells how they are now)")
+
+
 def test_a_start_that_a_stop_came_before() -> None:
     text = "\n".join(Timeline("restart").explanation(verdict("failed", "stopping")))
     assert "`nginxctl start` starts it" in text

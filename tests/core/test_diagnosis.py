@@ -196,7 +196,8 @@ def test_the_include_in_two_places() -> None:
 
 def test_the_folder_of_the_include() -> None:
     one = site(host=replace(HOST, include_folder_problem="it does not exist"))
-    assert levels(one) == {"private_listener": "warn"}
+    assert levels(one) == {"private_listener": "warn", "probe home": "note"}
+    about(one, "private_listener")  # one finding, which does not also say that all is well
 
 
 @pytest.mark.parametrize(
