@@ -30,6 +30,7 @@ HARMLESS = (
     # Of what lies behind nginx: a unix socket that is not there, no local port left, or a syslog
     # server that is away, which older versions tell with no more words than these.
     r"^connect\(\) (?:to \S+ )?failed \((?!1:|13:)",
+    r"^bind\(\S+\) failed \(9[89]: ",
     r"^connect\(\) failed \(13: [^)]*\)(?: while logging to syslog|$)",
     r"while logging to syslog",
     # Of files: a place that workers may not look at is asked for, content changes while it is sent,

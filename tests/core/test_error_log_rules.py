@@ -114,6 +114,7 @@ handshaking, client: 127.0.0.1, server: 127.0.0.1:28572
 *7 stat() "/tmp/x/priv/x" failed (13: Permission denied), client: 127.0.0.1, server:
 *7 connect() to unix:/x/none.sock failed (2: No such file or directory) while connecting to upstream
 *7 connect() to 10.0.0.9:80 failed (99: Cannot assign requested address) while connecting to up
+*7 bind(10.0.0.9) failed (98: Address already in use) while connecting to upstream
 *5 open socket #12 left in connection 7
 aborting
 connect() failed (111: Unknown error)
