@@ -53,6 +53,7 @@ class Facts:
     workers: int
     read: ConfigRead | None = None  # with the files of TLS as they were then
     error_logs: tuple[str, ...] = ()  # the files, absolute
+    took: float = 0.0  # seconds that nginx has read it for
 
     @property
     def modules(self) -> dict[str, Path]:
@@ -201,13 +202,15 @@ async def _read(
     program, arguments = Path(binary), argv
     if old_files:
         program, arguments = with_old_files((binary, *argv), old_files)
+    began = trio.current_time()
     config, dump = await dump_config(program, arguments, env)
+    took = trio.current_time() - began
     config = effective(config, parse_globals(settings.globals or ""))
     noted = await trio.to_thread.run_sync(read_of, dump, config)
     read = await identified_in_time(noted)
     facts = facts_of(world, build, config, read)
     await trio.to_thread.run_sync(remove_empty, Path(facts.pid_path))
-    return facts
+    return replace(facts, took=took)
 
 
 async def facts_of_running(world: World, running: Generation) -> Facts | None:

@@ -34,7 +34,9 @@ from supervisor.operations.reading import believed
 from supervisor.operations.world import POLL, World
 
 RELOAD_LIMIT = 30.0
-"""Seconds within which the workers of the new configuration must be up."""
+"""Seconds within which the workers of the new configuration must be up ..."""
+SLOWER = 3
+"""... or so many times what the test of a large configuration took."""
 
 LOG_LOOK = 0.02
 """Seconds between two looks at the error log while nginx has not reacted yet."""
@@ -213,7 +215,7 @@ async def replace_workers(world: World, active: Generation, facts: Facts | None)
     """Send HUP; the new workers, once they are complete and none of the old ones accepts.
 
     Raises OperationFailed `reload_ignored` with nginx's own words as soon as its log says that it
-    has kept its configuration, or after RELOAD_LIMIT, and `not_running` where the master is gone.
+    has kept its configuration, or after a while, and `not_running` where the master is gone.
     """
     complaints = Complaints(active.master.pid)
     log = MasterLog()
@@ -233,12 +235,13 @@ async def _replace_workers(
     active: Generation, facts: Facts | None, complaints: Complaints, log: MasterLog, unread: str
 ) -> frozenset[int]:
     before = active.look().workers | active.look().starting
+    limit = max(RELOAD_LIMIT, SLOWER * (0.0 if facts is None else facts.took))
     fresh: frozenset[int] | None = None
     async with trio.open_nursery() as nursery:
         if log.readable:
             nursery.start_soon(_listen, log, complaints)
         active.master.send(signal.SIGHUP)
-        with trio.move_on_after(RELOAD_LIMIT), Pulse(4 * POLL) as pulse:
+        with trio.move_on_after(limit), Pulse(4 * POLL) as pulse:
             while active.alive and not complaints.final(at=trio.current_time()):
                 brood = active.look()
                 seen = brood.accepting - before
@@ -252,10 +255,10 @@ async def _replace_workers(
         return fresh
     if not active.alive:
         raise OperationFailed("not_running", "cannot reload: the master is gone")
-    raise _ignored(complaints, unread)
+    raise _ignored(complaints, unread, limit)
 
 
-def _ignored(complaints: Complaints, unread: str) -> OperationFailed:
+def _ignored(complaints: Complaints, unread: str, limit: float) -> OperationFailed:
     """What nginx says of it; or why nothing of that is known."""
     said = complaints.cause
     if said:
@@ -263,7 +266,7 @@ def _ignored(complaints: Complaints, unread: str) -> OperationFailed:
     else:
         where = f"could not be read ({unread})" if unread else "says why, perhaps"
         why = (
-            f"nginx kept its old workers for {RELOAD_LIMIT:g} s after HUP and goes on with the old "
+            f"nginx kept its old workers for {limit:.0f} s after HUP and goes on with the old "
             f"configuration; its error log {where}"
         )
     return OperationFailed("reload_ignored", why)

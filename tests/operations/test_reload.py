@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import signal
@@ -239,6 +240,25 @@ async def test_a_kernel_that_gives_no_view_of_its_own(
         ended = await reload.reload(made.world)
         assert (ended.verdict, ended.reason) == (Verdict.FAILED, "reload_ignored")
         assert active.look().accepting == before
+
+
+async def test_a_configuration_that_takes_long_to_read_is_waited_for(
+    oldest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hash of names that all sizes are tried for, as it has no room for them in any."""
+    names = "\n".join(f"{hashlib.sha1(b'%d' % one).hexdigest()} 1;" for one in range(2000))
+    async with lab(oldest) as made:
+        await made.start()
+        hashed = "map_hash_max_size 200000; map_hash_bucket_size 64;"
+        config = made.folder / "nginx.conf"
+        text = config.read_text()
+        assert text.count("http {") == 1
+        large = f"http {{ {hashed} map $host $known {{ {names} }}"
+        config.write_text(text.replace("http {", large))
+        monkeypatch.setattr(reload, "RELOAD_LIMIT", 0.2)
+        ended = await reload.reload(made.world)
+        assert (ended.verdict, ended.reason) == (Verdict.COMMITTED, "reloaded"), ended
+        assert ended.phases["shifting"] > 0.2
 
 
 async def test_an_executable_that_may_not_be_seen(
