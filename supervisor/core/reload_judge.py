@@ -11,7 +11,9 @@ that failed then says nothing about the new configuration.
 - So does a worker of the new set that ends by a signal or with any code but 0.
 - An end with code 0 is somebody's order. One whose status nobody tells (the workers of an adopted
   master are not our children's children) may belong to another reload: it counts only where others
-  of the set still accept, since a reload replaces all of them.
+  of the set still accept, since a reload replaces all of them. They do not leave in one moment; but
+  in a reload as many new workers are there before the first one leaves, and else only those that
+  came for the ones that ended.
 - The reload is proved once each probe that counts has passed `rise` times in a row. A probe that is
   failing at the end of the time is doubted, and asked on; one that has given no answer at all
   leaves the reload inconclusive.
@@ -77,6 +79,7 @@ class ReloadJudge:
         self._generation = generation
         self._rows = {one.name: _Row(one) for one in witnesses}
         self._workers = set(workers)
+        self._brought = workers
         self._unexplained: set[int] = set()
 
     @property
@@ -126,7 +129,8 @@ class ReloadJudge:
         """The workers that accept at this moment."""
         if not self._unexplained:
             return
-        if accepting & self._workers:
+        replaced = len(accepting - self._brought) >= len(self._brought)
+        if accepting & self._workers and not replaced:
             pid = min(self._unexplained)
             self._object(WORKER_DIED, f"worker {pid} of the new configuration ended unexpectedly")
         self._unexplained.clear()

@@ -100,10 +100,16 @@ def test_ends_that_say_nothing() -> None:
 
 
 def test_an_end_that_nobody_can_tell() -> None:
-    """All of them at once: another reload. One of them: it has died."""
+    """All of them, beside as many new ones: another reload. One of them: it has died."""
     one = judge()
     for pid in WORKERS:
         one.worker_exited(pid, code=None, signal=None, draining=False)
+    one.census(frozenset({21, 22}))
+    assert one.objection is None
+    one = judge()
+    one.worker_exited(11, code=None, signal=None, draining=False)
+    one.census(frozenset({12, 21, 22}))  # the next one has not left yet
+    one.worker_exited(12, code=None, signal=None, draining=False)
     one.census(frozenset({21, 22}))
     assert one.objection is None
     one = judge()
