@@ -7,6 +7,7 @@ import pytest
 from supervisor.core.nginx_version import (
     NginxBuild,
     lost_modules,
+    lost_with_unknown_directives,
     module_of_error,
     option_of_directive,
     parse_build,
@@ -92,6 +93,20 @@ def test_lost_modules() -> None:
         "--without-http_scgi_module",
     )
     assert lost_modules(running, running) == ()
+
+
+def test_only_a_module_whose_directives_are_not_known_explains_an_unknown_one() -> None:
+    running = build_with(
+        "--with-compat", "--with-http_v3_module", "--with-stream_realip_module",
+        "--with-google_perftools_module", "--add-module=echo",
+    )  # fmt: skip
+    assert lost_with_unknown_directives(running, build_with("--without-http_scgi_module")) == (
+        "--add-module=echo",
+        "--with-google_perftools_module",
+        "--without-http_scgi_module",
+    )
+    mistyped = build_with("--with-compat", "--with-http_v3_module")
+    assert lost_with_unknown_directives(mistyped, build_with()) == ()
 
 
 @pytest.mark.parametrize(
