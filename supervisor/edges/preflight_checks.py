@@ -140,7 +140,8 @@ async def stored_modules_are_placed(draft: Draft) -> None:
 
 
 async def configuration_is_accepted(draft: Draft) -> None:
-    """-T tests as -t does, and says what the candidate will do."""
+    """-T tests as -t does, says what the candidate will do, and how long it reads at least."""
+    began = trio.current_time()
     config, draft.dump = await nginx_binary.dump_config(
         draft.ready_staged.path,
         draft.installation.arguments,
@@ -148,6 +149,15 @@ async def configuration_is_accepted(draft: Draft) -> None:
         candidate=draft.build,
         running=draft.running,
     )
+    took, most = trio.current_time() - began, draft.installation.start_timeout
+    if took >= most:
+        raise Refusal(
+            "start_timeout_too_short",
+            f"cannot upgrade: nginx took {took:.1f} s to read its configuration, and a candidate"
+            f" has {most:g} s to become ready: it would be rolled back whatever it is; raise"
+            " start_timeout in [upgrade] to three times as much, or try again where the host was"
+            " busy",
+        )
     draft.config = effective(config, parse_globals(draft.installation.globals or ""))
     build = draft.ready_build
     pid_path = under_prefix(draft.config.pid or build.pid_path, build.prefix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,7 @@ class Installation:
     probe_include: Path | None  # its listeners come and go with upgrades
     announce: Callable[[], None]  # on record: files of the candidate are about to be on disk
     uid: int
+    start_timeout: float = math.inf  # seconds in which a candidate has to be ready
     guards: GuardSettings = DEFAULT_GUARDS
     tell: Callable[[Finding], None] = lambda _: None  # at once, since a later check may refuse
 

@@ -229,7 +229,8 @@ class Prober:
             while pause is not None:
                 await trio.sleep(pause)
                 observation = await self._observe(probe, current)
-                self._report(observation)
+                if current is self._round:  # else it is of before the aim that holds by now
+                    self._report(observation)
                 pause = self._pause(probe, observation.outcome, current)
             interval = current.interval(probe, observation.outcome)
             due = max(due + interval, trio.current_time())

@@ -129,6 +129,7 @@ def _installation(world: World, run: UpgradeRun) -> Installation:
         probe_include=Path(world.settings.probe_listener.include_file),
         announce=announce,
         uid=os.geteuid(),
+        start_timeout=world.settings.upgrade.start_timeout,
         guards=world.settings.guards,
         tell=partial(_tell, world, run),
     )

@@ -81,8 +81,11 @@ def test_the_state_directory_fails(
             answer = nginx.ctl("upgrade", newest.path)
             assert answer.code == 0, answer
             checks.assert_settled(nginx, newest, sha256(newest.path))
-        # Also the refusal, which had to wait.
-        assert [one["verdict"] for one in nginx.history()] == ["refused", "committed"]
+        # Also the refusal, and the reload, which had to wait.
+        told = [(one["operation"], one["verdict"]) for one in nginx.history()]
+        assert told == [
+            ("upgrade", "refused"), ("reload", "committed"), ("upgrade", "committed"),
+        ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["full", "no fsync", "no write"])

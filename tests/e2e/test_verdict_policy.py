@@ -23,7 +23,7 @@ def never_enough(one: Site, what: str) -> dict[str, Any]:
     command.chmod(0o755)
     slow = {"name": "slow", "type": "exec", "command": [str(command)], "interval": "100ms",
             "timeout": "20s", "rise": 1, "fall": 3, "uses_probe_address": True}  # fmt: skip
-    windows = {"start_timeout": "5s", "min_samples": TOO_MANY, "on_inconclusive": what}
+    windows = {"start_timeout": "3s", "min_samples": TOO_MANY, "on_inconclusive": what}
     return {"probe": [slow], "upgrade": windows}
 
 

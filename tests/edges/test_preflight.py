@@ -195,6 +195,20 @@ async def test_a_configuration_that_the_new_binary_rejects(
     assert 'unknown directive "nonsense"' in refusal.detail
 
 
+async def test_a_candidate_that_could_not_be_ready_in_time(
+    nginx: RunningNginx, store: VersionStore, offered: Path
+) -> None:
+    """It would be rolled back and marked as bad, for the size of its configuration."""
+    short = replace(installation(nginx), start_timeout=0.0001)
+    with pytest.raises(Refusal) as caught:
+        await preflight(
+            Request(binary=offered), installation=short, active=active(nginx), store=store
+        )
+    assert caught.value.reason == "start_timeout_too_short"
+    assert "raise start_timeout in [upgrade]" in caught.value.detail
+    assert [path.name for path in nginx.binary.parent.iterdir()] == ["nginx"]
+
+
 @pytest.mark.needs("twin", "stub_status")
 async def test_a_module_that_the_new_binary_lacks(
     nginx: RunningNginx, store: VersionStore, offered: Path

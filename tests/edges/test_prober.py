@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
@@ -71,6 +72,31 @@ async def test_probes_run_again_and_again_for_the_generation_that_is_aimed_at() 
             assert {one.probe for one in seen} == {"home", "second"}
             assert {(one.outcome, one.generation) for one in seen} == {(Outcome.PASS, 1)}
             assert {one.attribution for one in seen} == {Attribution.SOLE_GENERATION}
+
+
+async def test_what_was_seen_before_the_aim_that_holds_is_not_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An answer to the canary, say, that comes in the moment of the shift is none of the soak's."""
+    asked, answered = trio.Event(), trio.Event()
+
+    async def look(_self: Prober, probe: ProbeSettings, current: Any) -> Observation:
+        if current.aim.generation == 1:
+            asked.set()
+            await answered.wait()
+        return Observation(
+            probe=probe.name, outcome=Outcome.PASS, detail="", latency=0.0,
+            generation=current.aim.generation,
+        )  # fmt: skip
+
+    monkeypatch.setattr(Prober, "_observe", look)
+    async with probing(http(1, interval=3600.0)) as (prober, reports):
+        prober.aim(Aim(generation=1))
+        await asked.wait()
+        answered.set()
+        prober.aim(Aim(generation=2))
+        (seen,) = await reports.next()
+        assert seen.generation == 2
 
 
 async def test_a_new_aim_starts_a_fresh_round_at_once() -> None:

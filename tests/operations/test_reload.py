@@ -75,6 +75,8 @@ async def test_a_master_that_dies_in_a_reload(oldest: Build) -> None:
     async with lab(oldest) as made:
         active = await made.start()
         os.kill(active.master.pid, signal.SIGSTOP)
+        # A HUP that comes before it has stopped would be handled first.
+        await made.until("the master is stopped", lambda: active.master.stopped)
         async with trio.open_nursery() as nursery:
 
             async def reloading() -> None:
