@@ -151,6 +151,8 @@ class Evidence:
         """
         self.not_observed = ""
         self.lookout.expect()
+        for one in self._world.generations:
+            one.changed.set()  # what it uses before the upgrade is what a candidate is held against
         self._up_before = await self.passing()
         for name in self._board.probes.keys() - self._up_before:
             self._world.log.warning(

@@ -154,6 +154,15 @@ async def test_a_fault_in_a_trigger_ends_nothing(monkeypatch: pytest.MonkeyPatch
 # --- the baseline -------------------------------------------------------------------------------
 
 
+async def test_before_an_upgrade_everybody_is_looked_at(autojump_clock: MockClock) -> None:
+    """What the old generation uses is seen before its workers leave, however short the canary."""
+    scene = Scene()
+    old = SimpleNamespace(id=OLD, changed=trio.Event())
+    scene.world.generations = [old]
+    await scene.evidence.baseline()
+    assert old.changed.is_set()
+
+
 async def test_without_probes_nothing_takes_any_time(
     autojump_clock: MockClock,
 ) -> None:
