@@ -187,7 +187,8 @@ async def watch(
                         replaced=bool(successor),
                     )
                 )  # fmt: skip
-            generation.changed = trio.Event()
+            if generation.changed.is_set():  # else somebody waits for this one
+                generation.changed = trio.Event()
             pause = 2 * pause if brood.starting <= starting else TITLE
             starting = brood.starting
             longest = min(CENSUS, world.settings.restart.hold_check)

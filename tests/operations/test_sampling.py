@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from supervisor import sampling
+from supervisor import sampling, watch
 from supervisor.core.signals import ProcessKind, Progress, Queue, Signal, Usage
 from supervisor.edges.usage import Sampler
 from supervisor.operations import shift
@@ -76,6 +76,36 @@ async def test_young_processes_are_looked_at_when_they_reach_an_age(
         await trio.sleep(0.3)
         assert len(told.looks) == looks
         nursery.cancel_scope.cancel()
+
+
+async def test_whoever_waits_for_a_change_is_told_after_many_counts(
+    oldest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old generation is looked at as soon as an upgrade begins, which is told by this."""
+    counts = 0
+
+    def count(*_: object) -> None:
+        nonlocal counts
+        counts += 1
+
+    monkeypatch.setattr(watch, "CENSUS", 0.02)
+    monkeypatch.setattr(watch, "note_foreign_master", count)
+    async with lab(oldest) as made, trio.open_nursery() as nursery:
+        active = await made.start()
+        await made.until("it is counted", lambda: counts > 2)
+        waiting = trio.Event()
+
+        async def wait() -> None:
+            change = active.changed
+            waiting.set()
+            with trio.fail_after(LIMIT):
+                await change.wait()
+
+        nursery.start_soon(wait)
+        await waiting.wait()
+        now = counts
+        await made.until("it is counted again", lambda: counts > now + 3)
+        active.changed.set()
 
 
 async def test_an_upgrade_is_looked_at_all_the_time(oldest: Build, newest: Build) -> None:
