@@ -14,22 +14,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
-_NETLINK_SOCK_DIAG = 4
-_SOCK_DIAG_BY_FAMILY = 20
-_REQUEST_DUMP = 0x1 | 0x300  # NLM_F_REQUEST | NLM_F_DUMP
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_LISTEN = 10
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+from supervisor.edges import sock_diag
+from supervisor.edges.sock_diag import ANY_COOKIE, INET_ANSWER, LISTENING
+from supervisor.edges.socket_owners import endpoint_of
+
 _INET_REQUEST = struct.Struct("=BBBxI48x")  # struct inet_diag_req_v2, of any address
-# struct inet_diag_msg: family, state, timer, retrans, id (48 bytes), then five 32-bit numbers:
-# expires, receive queue, send queue, uid, inode
-_INET_ANSWER = struct.Struct("=BBBB48sIIIII")
 _UNIX_REQUEST = struct.Struct("=BBHIIIII")  # struct unix_diag_req
 _UNIX_ANSWER = struct.Struct("=BBBBIII")  # struct unix_diag_msg
 _SHOW_NAME, _SHOW_LENGTHS = 0x1, 0x10
 _NAME, _LENGTHS = 0, 4  # attributes of the answer
 _ATTRIBUTE = struct.Struct("=HH")
-_ANY_COOKIE = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,8 +48,9 @@ def accept_queues() -> list[Waiting]:
 
 
 def _inet(family: int) -> Iterator[Waiting]:
-    for data in _dump(_INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, 1 << _LISTEN)):
-        _, _, _, _, identity, _, waiting, limit, _, inode = _INET_ANSWER.unpack_from(data)
+    request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, 1 << LISTENING)
+    for data in sock_diag.ask(request, dump=True):
+        _, _, _, _, identity, _, waiting, limit, _, inode = INET_ANSWER.unpack_from(data)
         (port,) = struct.unpack_from("!H", identity)
         size = 4 if family == socket.AF_INET else 16
         host = ip_address(identity[4 : 4 + size])
@@ -65,9 +60,9 @@ def _inet(family: int) -> Iterator[Waiting]:
 def _unix() -> Iterator[Waiting]:
     show = _SHOW_NAME | _SHOW_LENGTHS
     request = _UNIX_REQUEST.pack(
-        socket.AF_UNIX, 0, 0, 1 << _LISTEN, 0, show, _ANY_COOKIE, _ANY_COOKIE
+        socket.AF_UNIX, 0, 0, 1 << LISTENING, 0, show, ANY_COOKIE, ANY_COOKIE
     )
-    for data in _dump(request):
+    for data in sock_diag.ask(request, dump=True):
         _, _, _, _, inode, _, _ = _UNIX_ANSWER.unpack_from(data)
         attributes = dict(_attributes(data[_UNIX_ANSWER.size :]))
         if _LENGTHS not in attributes:
@@ -86,25 +81,6 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         data = data[(length + 3) & ~3 :]
 
 
-def _dump(request: bytes) -> Iterator[bytes]:
-    """The answers to one request. Raises OSError where the kernel gives none."""
-    header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _REQUEST_DUMP, 1, 0)
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
-        netlink.settimeout(1.0)  # the kernel answers within the call
-        netlink.sendto(header + request, (0, 0))
-        while True:
-            data = netlink.recv(65536)
-            while len(data) >= _HEADER.size:
-                length, kind, *_ = _HEADER.unpack_from(data)
-                if kind == _NLMSG_DONE:
-                    return
-                if kind == _NLMSG_ERROR:
-                    (code,) = struct.unpack_from("=i", data, _HEADER.size)
-                    raise OSError(-code, os.strerror(-code))
-                yield data[_HEADER.size : length]
-                data = data[(length + 3) & ~3 :]
-
-
 def _from_proc() -> Iterator[Waiting]:
     for name in ("tcp", "tcp6"):
         try:
@@ -112,15 +88,12 @@ def _from_proc() -> Iterator[Waiting]:
                 next(file, None)  # the heading
                 for line in file:
                     fields = line.split()
-                    if int(fields[3], 16) != _LISTEN:
+                    if int(fields[3], 16) != LISTENING:
                         break  # listening sockets come first (tcp_seq_start)
-                    digits, _, port = fields[1].partition(":")
-                    raw = bytes.fromhex(digits)
-                    words = struct.unpack(f"!{len(raw) // 4}I", raw)
-                    host = ip_address(struct.pack(f"={len(words)}I", *words))
+                    host, port = endpoint_of(fields[1])
                     _, _, waiting = fields[4].partition(":")
                     yield Waiting(
-                        inode=int(fields[9]), address=_shown(host, int(port, 16)),
+                        inode=int(fields[9]), address=_shown(host, port),
                         waiting=int(waiting, 16), limit=0,
                     )  # fmt: skip
         except OSError:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from supervisor.core.errors import Refusal
 from supervisor.edges.config_store import KeptFile
-from supervisor.edges.files import REAL_DISK, Disk, closing, open_regular, storing
+from supervisor.edges.files import REAL_DISK, Disk, closing, open_regular, storing, write_atomically
 
 NOT_WRITABLE = "configuration_not_writable"
 
@@ -73,25 +73,17 @@ def put_file(kept: KeptFile, content: bytes, *, disk: Disk = REAL_DISK) -> None:
     as it was.
     """
     path = Path(kept.path)
-    # No pattern of nginx's matches a name that begins with a dot.
-    beside = path.with_name(f".{path.name}.restored")
+
+    def dress(fd: int) -> None:
+        with suppress(PermissionError):
+            os.fchown(fd, kept.uid, kept.gid)
+        os.fchmod(fd, kept.mode)
+        _copy_attributes(path, fd)
+
     with storing("put the configuration file back", path, forbidden=NOT_WRITABLE):
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        disk.unlink(beside)  # of a supervisor that was killed
-        try:
-            with closing(disk.create(beside, mode=0o600)) as fd:
-                disk.write(fd, content)
-                with suppress(PermissionError):
-                    os.fchown(fd, kept.uid, kept.gid)
-                os.fchmod(fd, kept.mode)
-                _copy_attributes(path, fd)
-                disk.sync(fd)
-            disk.rename(beside, path)
-        except OSError:
-            with suppress(OSError):
-                disk.unlink(beside)
-            raise
-        disk.sync_folder(path.parent)
+        # No pattern of nginx's matches the name beside: it begins with a dot.
+        write_atomically(disk, path, content, dress=dress)
 
 
 def take_away(path: str, *, disk: Disk = REAL_DISK) -> None:

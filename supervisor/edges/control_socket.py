@@ -8,11 +8,9 @@ file behind.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import socket
-import stat
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
@@ -20,6 +18,7 @@ import trio
 
 from supervisor import wire
 from supervisor.core.errors import ConfigError, SupervisorError
+from supervisor.edges.unix_paths import Presence, identity, presence
 
 BACKLOG = 128
 LOCK_TIMEOUT = 2.0
@@ -54,11 +53,11 @@ async def control_listener(
         with _translated(path):
             os.chmod(path, mode)  # the settings may be others by now
     with listening:
-        ours = _identity(path)
+        ours = identity(path)
         try:
             yield trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         finally:
-            if ours is not None and _identity(path) == ours:
+            if ours is not None and identity(path) == ours:
                 os.unlink(path)
 
 
@@ -120,38 +119,21 @@ def _lock(fd: int) -> bool:
 
 
 def _remove_stale(path: str) -> None:
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
+    found = presence(path, socket.SOCK_STREAM)
+    if found is Presence.STALE:
+        os.unlink(path)
+    elif found is Presence.OTHER:
         raise ConfigError(
             f"cannot create the control socket {path!r}: a file of another kind is there; "
             "remove it, or name another path",
             reason="control_socket_path",
         )
-    if _answers(path):
+    elif found is Presence.ANSWERED:
         raise SupervisorError(
             "control_socket_in_use",
             f"cannot create the control socket {path!r}: another process listens there; "
             "stop that supervisor, or give this one a socket of its own",
         )
-    os.unlink(path)
-
-
-def _answers(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as trial:
-        trial.setblocking(False)  # the backlog of a stopped supervisor may be full
-        try:
-            trial.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError as exc:
-            # A full backlog is somebody's, and so is a socket of another type.
-            if exc.errno in {errno.EAGAIN, errno.EPROTOTYPE}:
-                return True
-            raise
-    return True
 
 
 def _listen(path: str, mode: int) -> socket.socket:
@@ -167,14 +149,6 @@ def _listen(path: str, mode: int) -> socket.socket:
         bound.close()
         raise
     return bound
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
 
 
 @contextmanager

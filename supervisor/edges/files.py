@@ -11,7 +11,7 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, Protocol
@@ -149,17 +149,25 @@ def closing(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
-def write_atomically(disk: Disk, path: Path, data: bytes, *, mode: int = 0o600) -> None:
+def write_atomically(
+    disk: Disk,
+    path: Path,
+    data: bytes,
+    *,
+    mode: int = 0o600,
+    dress: Callable[[int], None] = lambda _: None,
+) -> None:
     """`path` holds all of `data` or what it held before, also after a power failure.
 
-    A symlink at `path` is replaced, never followed. Raises OSError; the name beside is removed
-    then.
+    `dress` may give the file, by its descriptor, what else belongs to it before it is in place. A
+    symlink at `path` is replaced, never followed. Raises OSError; the name beside is removed then.
     """
     beside = path.with_name(f".{path.name}.new")
     disk.unlink(beside)  # of a predecessor that was killed
     try:
         with closing(disk.create(beside, mode=mode)) as fd:
             disk.write(fd, data)
+            dress(fd)
             disk.sync(fd)
         disk.rename(beside, path)
     except OSError:

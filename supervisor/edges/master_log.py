@@ -1,4 +1,4 @@
-"""What a master writes to its error logs from a moment on; read in a thread, and bounded."""
+"""What a master writes to its error logs from a moment on; told by inotify, and bounded."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from supervisor.core.error_log import MESSAGE, Entry, severe
 from supervisor.edges.descriptors import RESERVE
+from supervisor.edges.inotify import Happened, Inotify
 
 READ_AT_ONCE = 2**20
 """Bytes of one log that are read in one look; a log that grows faster is read from its end."""
@@ -45,12 +46,19 @@ class MasterLog:
     """The error logs of a reload, from their ends at `follow` on; closed by its user.
 
     A log that appears only later is read from its beginning. `unreadable` says which cannot be
-    read, and why.
+    read, and why. `fd` is readable once there may be something new.
     """
 
     unreadable: list[str] = field(default_factory=list)
     _followed: dict[str, _Followed] = field(default_factory=dict)
     _awaited: list[str] = field(default_factory=list)
+    _inotify: Inotify | None = None
+
+    @property
+    def fd(self) -> int:
+        """To wait for, while at least one log is readable."""
+        assert self._inotify is not None
+        return self._inotify.fd
 
     @property
     def readable(self) -> bool:
@@ -59,24 +67,49 @@ class MasterLog:
 
     def follow(self, names: Iterable[str]) -> None:
         """Read these from now on; blocks on the disk. What is no path of a file is said instead."""
+        try:
+            self._inotify = RESERVE.open(Inotify)
+        except OSError as exc:
+            self.unreadable.append(f"no log can be followed: {exc.strerror}")
+            return
         for name in dict.fromkeys(names):
             if not name.startswith("/"):
                 self.unreadable.append(f"it goes to {name}")
                 continue
             try:
-                fd = _open(Path(name))
+                self._take(name, from_its_end=True)
             except FileNotFoundError:
-                self._awaited.append(name)
+                self._await(name)
             except OSError as exc:
                 self.unreadable.append(f"{name}: {exc.strerror or exc}")
-            else:
-                self._followed[name] = _Followed(fd, os.fstat(fd).st_size)
+
+    def _take(self, name: str, *, from_its_end: bool) -> None:
+        assert self._inotify is not None
+        fd = _open(Path(name))
+        try:
+            self._inotify.add(f"/proc/self/fd/{fd}", Happened.MODIFY)
+            at = os.fstat(fd).st_size if from_its_end else 0
+        except OSError:
+            os.close(fd)
+            raise
+        self._followed[name] = _Followed(fd, at)
+
+    def _await(self, name: str) -> None:
+        assert self._inotify is not None
+        try:
+            self._inotify.add(os.path.dirname(name), Happened.CREATE | Happened.MOVED_TO)
+        except OSError as exc:
+            self.unreadable.append(f"{name}: {exc.strerror}")
+        else:
+            self._awaited.append(name)
 
     def read(self) -> list[Entry]:
         """The severe messages since the last call; blocks on the disk. Never raises."""
+        if self._inotify is not None:
+            self._inotify.read()  # before the files: what comes after this is told again
         for name in list(self._awaited):
             with suppress(OSError):
-                self._followed[name] = _Followed(_open(Path(name)), 0)
+                self._take(name, from_its_end=False)
                 self._awaited.remove(name)
         entries: list[Entry] = []
         for one in self._followed.values():
@@ -89,6 +122,10 @@ class MasterLog:
         for one in self._followed.values():
             os.close(one.fd)
         self._followed.clear()
+        self._awaited.clear()
+        if self._inotify is not None:
+            self._inotify.close()
+            self._inotify = None
 
 
 def _open(path: Path) -> int:

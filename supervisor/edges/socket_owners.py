@@ -8,6 +8,7 @@ is read from /proc/net/tcp and tcp6, which list all of them (proc(5)).
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import socket
@@ -18,24 +19,19 @@ from dataclasses import dataclass
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
+from supervisor.edges import sock_diag
+from supervisor.edges.sock_diag import ANY_COOKIE, INET_ANSWER, LISTENING
+
 LOOPBACK = frozenset({"127.0.0.1", "::1", "0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 """The local addresses at which a connection to 127.0.0.1 or ::1 can arrive."""
 
 SocketAddress = tuple[object, ...]
 """As Python's sockets tell it: (host, port) or (host, port, flow, scope)."""
 
-_NETLINK_SOCK_DIAG = 4
-_SOCK_DIAG_BY_FAMILY = 20
-_NLM_F_REQUEST, _NLM_F_DUMP = 0x1, 0x300
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_TCP_LISTEN = 10
-_ANY_STATE = _ANY_COOKIE = 0xFFFFFFFF
-_HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
+_ANY_STATE = 0xFFFFFFFF
 _REQUEST = struct.Struct("=BBBxI")  # struct inet_diag_req_v2 up to its id
 _PORTS = struct.Struct("!HH")
 _ID_END = struct.Struct("=III")  # interface, cookie
-# struct inet_diag_msg: family, state, timer, retrans, id (48 bytes), five 32-bit numbers
-_ANSWER = struct.Struct("=BBBB48sIIIII")
 _HEX_LINE_MINIMUM = 10  # columns of /proc/net/tcp up to the inode
 
 
@@ -190,7 +186,7 @@ class _Row:
 
     def listens_at(self, port: int) -> bool:
         """Whether a connection to `port` of a loopback address can arrive here."""
-        return self.state == _TCP_LISTEN and self.own[1] == port and str(self.own[0]) in LOOPBACK
+        return self.state == LISTENING and self.own[1] == port and str(self.own[0]) in LOOPBACK
 
 
 def _numeric(address: SocketAddress) -> _Endpoint:
@@ -218,7 +214,7 @@ def _diag_connection(own: _Endpoint, peer: _Endpoint) -> int:
         family = socket.AF_INET if mine[0].version == 4 else socket.AF_INET6
         for found in _ask(family, _ANY_STATE, mine, theirs, dump=False):
             # Without such a connection the kernel names the listener that would get it.
-            if found.state != _TCP_LISTEN:
+            if found.state != LISTENING:
                 return found.inode
     return 0
 
@@ -226,7 +222,7 @@ def _diag_connection(own: _Endpoint, peer: _Endpoint) -> int:
 def _diag_listeners(port: int) -> Iterator[int]:
     for family, any_address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):  # noqa: S104
         nobody = ip_address(any_address)
-        for found in _ask(family, 1 << _TCP_LISTEN, (nobody, port), (nobody, 0), dump=True):
+        for found in _ask(family, 1 << LISTENING, (nobody, port), (nobody, 0), dump=True):
             if found.listens_at(port):
                 yield found.inode
 
@@ -237,40 +233,19 @@ def _ask(family: int, states: int, own: _Endpoint, peer: _Endpoint, *, dump: boo
         _PORTS.pack(own[1], peer[1])
         + own[0].packed.ljust(16, b"\0")
         + peer[0].packed.ljust(16, b"\0")
-        + _ID_END.pack(0, _ANY_COOKIE, _ANY_COOKIE)
+        + _ID_END.pack(0, ANY_COOKIE, ANY_COOKIE)
     )
     request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, states) + identity
-    flags = _NLM_F_REQUEST | (_NLM_F_DUMP if dump else 0)
-    header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, flags, 1, 0)
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as netlink:
-            netlink.settimeout(1.0)  # the kernel answers within the call
-            netlink.sendto(header + request, (0, 0))
-            return list(_answers(netlink, dump=dump))
+        return [_decode(one) for one in sock_diag.ask(request, dump=dump)]
     except OSError as exc:
+        if exc.errno == errno.ENOENT and not dump:  # there is no such connection
+            return []
         raise _NoDiag from exc
 
 
-def _answers(netlink: socket.socket, *, dump: bool) -> Iterator[_Row]:
-    while True:
-        data = netlink.recv(65536)
-        while len(data) >= _HEADER.size:
-            length, kind, *_ = _HEADER.unpack_from(data)
-            if kind == _NLMSG_DONE:
-                return
-            if kind == _NLMSG_ERROR:
-                (code,) = struct.unpack_from("=i", data, _HEADER.size)
-                if code == -2 and not dump:  # ENOENT: there is no such connection
-                    return
-                raise _NoDiag
-            yield _decode(data[_HEADER.size : length])
-            data = data[(length + 3) & ~3 :]
-        if not dump:
-            return
-
-
 def _decode(message: bytes) -> _Row:
-    family, state, _timer, _retrans, identity, *_, inode = _ANSWER.unpack_from(message)
+    family, state, _timer, _retrans, identity, *_, inode = INET_ANSWER.unpack_from(message)
     size = 4 if family == socket.AF_INET else 16
     port, peer_port = _PORTS.unpack_from(identity)
     own, peer = identity[4 : 4 + size], identity[20 : 20 + size]
@@ -299,15 +274,15 @@ def _proc_rows(*, only_listening: bool = False) -> Iterator[_Row]:
                     if len(fields) < _HEX_LINE_MINIMUM:
                         continue
                     state = int(fields[3], 16)
-                    if only_listening and state != _TCP_LISTEN:
+                    if only_listening and state != LISTENING:
                         break  # listening sockets come first (tcp_seq_start)
-                    own, peer = _from_hex(fields[1]), _from_hex(fields[2])
+                    own, peer = endpoint_of(fields[1]), endpoint_of(fields[2])
                     yield _Row(own, peer, state, int(fields[9]))
         except OSError:
             continue  # no IPv6 here
 
 
-def _from_hex(text: str) -> _Endpoint:
+def endpoint_of(text: str) -> _Endpoint:
     """An address as /proc/net/tcp shows it: 32-bit words in the machine's byte order."""
     digits, _, port = text.partition(":")
     raw = bytes.fromhex(digits)

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from supervisor.core.error_log import MESSAGE, Entry, parse_datagram
 from supervisor.core.errors import ConfigError
+from supervisor.edges.unix_paths import Presence, identity, presence
 
 AT_ONCE = 64
 """Messages that are taken in one turn."""
@@ -45,7 +46,7 @@ class SyslogSocket:
         self.path = path
         self._mode = mode
         self._socket = bound
-        self._file = _identity(path)
+        self._file = identity(path)
         self._owner: tuple[int, int] | None = None
 
     @classmethod
@@ -132,7 +133,7 @@ class SyslogSocket:
     def close(self) -> None:
         """Close it, and remove its file where that is ours still."""
         self._socket.close()
-        if self._file is not None and _identity(self.path) == self._file:
+        if self._file is not None and identity(self.path) == self._file:
             os.unlink(self.path)
 
 
@@ -146,35 +147,18 @@ def _sender(ancillary: Iterable[tuple[int, int, bytes]]) -> int:
 
 def _remove_stale(path: str) -> None:
     """Make room for a socket whose owner is gone. Raises ConfigError, OSError."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(found.st_mode):
+    found = presence(path, socket.SOCK_DGRAM)
+    if found is Presence.STALE:
+        os.unlink(path)
+    elif found is Presence.OTHER:
         raise ConfigError(
             f"cannot create the syslog socket {path!r}: a file of another kind is there; remove "
             "it, or name another path",
             reason="syslog_socket_path",
         )
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as trial:
-        try:
-            trial.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except OSError as exc:
-            if exc.errno != errno.EPROTOTYPE:  # a listener of another type is somebody, too
-                raise
-    raise ConfigError(
-        f"cannot create the syslog socket {path!r}: another process has it; stop that, or give "
-        "this supervisor a path of its own",
-        reason="syslog_socket_in_use",
-    )
-
-
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+    elif found is Presence.ANSWERED:
+        raise ConfigError(
+            f"cannot create the syslog socket {path!r}: another process has it; stop that, or give "
+            "this supervisor a path of its own",
+            reason="syslog_socket_in_use",
+        )

@@ -38,9 +38,6 @@ RELOAD_LIMIT = 30.0
 SLOWER = 3
 """... or so many times what the test of a large configuration took."""
 
-LOG_LOOK = 0.02
-"""Seconds between two looks at the error log while nginx has not reacted yet."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heard:
@@ -228,7 +225,7 @@ async def replace_workers(world: World, active: Generation, facts: Facts | None)
         return await _replace_workers(active, facts, complaints, log, unread)
     finally:
         world.hear_signal = lambda _: None
-        await trio.to_thread.run_sync(log.close)
+        log.close()  # at once: a reload that is cancelled leaves nothing open
 
 
 async def _replace_workers(
@@ -289,7 +286,7 @@ async def _listen(log: MasterLog, complaints: Complaints) -> None:
     while True:
         for entry in await trio.to_thread.run_sync(log.read):
             complaints.hear(entry, at=trio.current_time())
-        await trio.sleep(LOG_LOOK)
+        await trio.lowlevel.wait_readable(log.fd)
 
 
 def _error_logs(world: World, active: Generation, facts: Facts | None) -> list[str]:

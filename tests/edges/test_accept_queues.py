@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.edges import accept_queues as module
+from supervisor.edges import sock_diag
 from supervisor.edges.accept_queues import Waiting, accept_queues
 
 
@@ -36,7 +36,7 @@ def connect(stack: ExitStack, family: int, address: object, count: int) -> None:
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 def test_tcp(stack: ExitStack, monkeypatch: pytest.MonkeyPatch, host: str, *, diag: bool) -> None:
     if not diag:
-        monkeypatch.setattr(module, "_SOCK_DIAG_BY_FAMILY", 9999)
+        monkeypatch.setattr(sock_diag, "_SOCK_DIAG_BY_FAMILY", 9999)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = stack.enter_context(socket.socket(family))
     listener.bind((host, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from pathlib import Path
 
 from supervisor.edges import master_log
@@ -39,6 +40,34 @@ def test_what_comes_from_now_on(tmp_path: Path) -> None:
     assert texts(log) == ["after"]
     log.close()
     assert texts(log) == []
+
+
+def test_it_tells_when_there_may_be_something_new(tmp_path: Path) -> None:
+    """Nobody looks in vain: what is written, and a log that appears, make it readable once."""
+    one, two = tmp_path / "one.log", tmp_path / "two.log"
+    one.touch()
+    log = MasterLog()
+    log.follow([str(one), str(two)])
+    assert not news(log)
+    for path, text in ((one, "first"), (two, "of a new log"), (two, "and more")):
+        write(path, LINE.format(text))
+        assert news(log)
+        assert texts(log) == [text]
+        while news(log):  # of what was read already
+            assert texts(log) == []
+    log.close()
+
+
+def news(log: MasterLog) -> bool:
+    return bool(select.select([log.fd], [], [], 0)[0])
+
+
+def test_a_log_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    log = MasterLog()
+    log.follow([str(tmp_path / "missing" / "error.log")])
+    assert not log.readable
+    assert "No such file" in log.unreadable[0]
+    log.close()
 
 
 def test_lines_that_a_client_made_up(tmp_path: Path) -> None:
