@@ -2,12 +2,14 @@
 #
 #   PYTHON=/path/to/python3   the interpreter for .venv (3.11 or newer)
 #   NGINX_BUILDS=DIR          use DIR/VERSION/sbin/nginx instead of building nginx from Debian's sources
+#   DESTDIR= PREFIX=/usr/local SYSCONFDIR=/etc LOCALSTATEDIR=/var INTERPRETER=/usr/bin/python3
+#                             where `make install` puts things, and what they run with
 #   PYTEST_ARGS="-k upgrade"  arguments for pytest: one run with them, without the coverage gates,
 #                             which a part of the tests cannot meet
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv nginx check test test-pairs matrix misbehaviours soak demo run bench bench-lost bench-healthy fuzz clean
+.PHONY: help venv nginx check test test-pairs matrix misbehaviours soak demo run bench bench-lost bench-healthy fuzz clean install uninstall
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -27,6 +29,7 @@ help:
 	@echo 'make bench-lost  a million requests through upgrades, rollbacks and crashes (REQUESTS=N); some minutes'
 	@echo 'make soak    random faults and upgrades, checked after each (SOAK_SECONDS=600, SOAK_SEED=N)'
 	@echo 'make fuzz    the coverage-guided fuzzer: FUZZ_SECONDS=60 for each target, FUZZ_SEED=1'
+	@echo 'make install, make uninstall   the programs, units and documents, for this machine (PREFIX, DESTDIR)'
 	@echo 'make check   ruff and mypy only'
 	@echo 'make venv    the virtual environment;  make nginx: the nginx builds (both done by the others)'
 	@echo 'make clean   removes .venv and tool caches; the nginx builds stay in the cache folder'
@@ -93,6 +96,20 @@ bench-healthy: nginx
 REQUESTS := 1000000
 bench-lost: nginx
 	@$(PY) -m bench.nothing_lost --requests $(REQUESTS)
+
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+LOCALSTATEDIR ?= /var
+INTERPRETER ?= /usr/bin/python3
+PLACES = --destdir '$(DESTDIR)' --prefix '$(PREFIX)' --sysconfdir '$(SYSCONFDIR)' \
+	--localstatedir '$(LOCALSTATEDIR)' --interpreter '$(INTERPRETER)'
+
+# The units are for systemd to read: `systemctl daemon-reload`. See docs/installing.md.
+install: $(STAMP)
+	@$(PY) -m tools.install install $(PLACES)
+
+uninstall: $(STAMP)
+	@$(PY) -m tools.install uninstall $(PLACES)
 
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 1
