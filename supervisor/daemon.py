@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import secrets
 import signal
@@ -55,6 +56,7 @@ from supervisor.operations.world import Generations, World
 from supervisor.reconfigure import reconfigure, restart_policy_of, rules_of
 from supervisor.reloads import Reloads
 from supervisor.sampling import watch_usage
+from supervisor.service import Service, errno_of
 from supervisor.snapshot import version
 from supervisor.succession import Succession
 from supervisor.verdicts import utc_now
@@ -106,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "--config", required=True, type=Path, metavar="FILE", help="the configuration (TOML)"
         )
     given = parser.parse_args(argv)
+    # `check` may be run by a supervisor, to which the service manager belongs.
+    notifier = Notifier.from_environment() if given.command == "run" else Notifier(None)
     try:
         settings = load_settings(given.config)
         if given.command == "check":
@@ -116,18 +120,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         hand_over = receive()
         tap = LogTap()
         configure_logs(settings.log, extra=(tap,))
+        # The watchdog's SIGABRT ends a supervisor that is stuck: its log shall say where.
+        faulthandler.enable(2)
         linux.become_subreaper()
         linux.raise_file_limit()
         RESERVE.fill()
         # A thread that writes must not keep the engine from a signal for 5 ms (the default).
         sys.setswitchinterval(SWITCH_INTERVAL)
-        return trio.run(_run_alone, given.config, settings, tap, hand_over)
-    except ConfigError as exc:
-        print(f"nginx-supervisor: {exc.detail}", file=sys.stderr)
-        return EXIT_CONFIG
+        return trio.run(_run_alone, given.config, settings, tap, hand_over, notifier)
     except SupervisorError as exc:
         print(f"nginx-supervisor: {exc.detail}", file=sys.stderr)
-        return 1
+        notifier.failed(errno_of(exc), exc.detail)
+        return EXIT_CONFIG if isinstance(exc, ConfigError) else 1
 
 
 def missing_folders(settings: Settings) -> list[str]:
@@ -146,10 +150,12 @@ def missing_folders(settings: Settings) -> list[str]:
     ]
 
 
-async def _run_alone(config: Path, settings: Settings, tap: LogTap, hand_over: HandOver) -> int:
+async def _run_alone(
+    config: Path, settings: Settings, tap: LogTap, hand_over: HandOver, notifier: Notifier
+) -> int:
     """`run`; an error that was raised on purpose comes out of its nurseries as itself."""
     try:
-        return await run(config, settings, tap, hand_over)
+        return await run(config, settings, tap, hand_over, notifier)
     except BaseExceptionGroup as group:
         raise _cause(group) from group
 
@@ -207,19 +213,22 @@ class Parts:
     evidence: Evidence
     prober: Prober
     backend: Backend
-    notifier: Notifier
+    service: Service
     log_watch: LogWatch
     gate: Gate
     estate: Estate
 
 
-async def run(config: Path, settings: Settings, tap: LogTap, hand_over: HandOver) -> int:
+async def run(
+    config: Path, settings: Settings, tap: LogTap, hand_over: HandOver, notifier: Notifier
+) -> int:
     """Own nginx until told to end; returns the exit code."""
     log: FilteringBoundLogger = structlog.get_logger()
     locks = Locks(hand_over)
     try:
         async with trio.open_nursery() as nursery:
-            parts = build(config, settings, tap, log, locks, nursery, hand_over)
+            parts = build(config, settings, tap, log, locks, nursery, hand_over, notifier)
+            nursery.start_soon(notifier.run)
             await nursery.start(serve_signals, config, parts, hand_over)
             first = take_over(hand_over, parts.estate)
             register(hand_over, parts.estate)
@@ -228,18 +237,37 @@ async def run(config: Path, settings: Settings, tap: LogTap, hand_over: HandOver
             await nursery.start(parts.prober.run)
             await nursery.start(parts.log_watch.run)
             nursery.start_soon(parts.effects.keep_record)
+            parts.service.settled(parts.engine.state)
+            nursery.start_soon(parts.service.keep_alive, parts.engine)
             if parts.backend.replaced is None:
                 log.info(
                     "supervisor.started", pid=os.getpid(), version=version(), config=str(config)
                 )
+            _note_manager(notifier, log)
             code = await parts.engine.run(*first)
-            parts.notifier.stopping()
             await parts.engine.wait_told(LAST_WORDS)
             log.info("supervisor.exiting", code=code)
+            if code:
+                why = parts.engine.state
+                failure = SupervisorError(why.reason or "", why.detail)
+                notifier.failed(errno_of(failure), why.detail)
             nursery.cancel_scope.cancel()
     finally:
         locks.release()
     return code
+
+
+def _note_manager(notifier: Notifier, log: FilteringBoundLogger) -> None:
+    """Say in the log what of the unit file will not work."""
+    if notifier.deaf:
+        detail = (
+            "systemd has started the supervisor and does not listen to it: set Type=notify in the"
+            " unit, or systemd knows neither when nginx serves nor that a stop takes its time, and"
+            " with Type=forking it ends the supervisor when TimeoutStartSec= is over"
+        )
+        log.warning("service_manager.not_listening", detail=detail)
+    if notifier.watchdog.problem:
+        log.warning("service_manager.no_watchdog", detail=notifier.watchdog.problem)
 
 
 async def _serve_control(
@@ -262,12 +290,12 @@ def build(
     locks: Locks,
     nursery: trio.Nursery,
     hand_over: HandOver,
+    notifier: Notifier,
 ) -> Parts:
     """All the parts, connected. Raises SupervisorError where the state directory is unusable."""
     directory = Path(settings.state.directory)
     private_folder(directory, uid=os.getuid())
     history, runtime = History(directory), RuntimeState(directory)
-    notifier = Notifier.from_environment()
     program = OwnProgram.of_this_process(config)
 
     def see(sighting: Sighting) -> None:
@@ -312,8 +340,9 @@ def build(
     log_watch = LogWatch(world, evidence.signal, hand_over)
     world.look_at_logs, world.hear_output = log_watch.look, log_watch.hear_output
     world.settle_logs = log_watch.settle
+    service = Service(world, notifier)
     effects = NginxEffects(
-        world, evidence, history, runtime, notifier,
+        world, evidence, history, runtime, service,
         lambda verdicts: Reloads(
             world, Jury(world, evidence, prober), verdicts, new_id=new_upgrade_id,
             resume=lambda: finish_reload(engine, log),
@@ -335,7 +364,7 @@ def build(
     door = Door(hand_over, engine.waiters.number_of)
     backend.succession = succession = Succession(
         hand_over=hand_over, program=program, version=version(), engine=engine, world=world,
-        door=door, notifier=notifier, nursery=nursery,
+        door=door, service=service, nursery=nursery,
     )  # fmt: skip
     estate = Estate(
         world=world, engine=engine, evidence=evidence, effects=effects, backend=backend, tap=tap,
@@ -343,7 +372,7 @@ def build(
     )  # fmt: skip
     return Parts(
         world=world, engine=engine, effects=effects, evidence=evidence, prober=prober,
-        backend=backend, notifier=notifier, log_watch=log_watch,
+        backend=backend, service=service, log_watch=log_watch,
         gate=Gate(settings.control, own_uid=os.getuid()), estate=estate,
     )  # fmt: skip
 
@@ -401,7 +430,11 @@ async def serve_signals(
             elif number == signal.SIGUSR2:
                 parts.estate.succession.request()
             elif number == signal.SIGHUP:
-                await reconfigure(config, parts.world, parts.evidence, parts.prober, parts.gate)
+                parts.service.reloading()
+                problem = await reconfigure(
+                    config, parts.world, parts.evidence, parts.prober, parts.gate
+                )
+                parts.service.reloaded(parts.engine.state, problem)
             elif number == signal.SIGUSR1:
                 async with parts.engine.submit(Reopen()) as answers:
                     async for _ in answers:

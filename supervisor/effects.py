@@ -15,11 +15,10 @@ from supervisor.core import commands
 from supervisor.core.actions import Operation, Run, Watch
 from supervisor.core.errors import OperationFailed, SupervisorError
 from supervisor.core.events import InterruptedUpgrade, Succeeded
-from supervisor.core.model import Phase, State, Verdict, public_state
+from supervisor.core.model import Phase, State, Verdict
 from supervisor.core.rollback import Limits
 from supervisor.edges.descriptors import NO_DESCRIPTOR, RESERVE
 from supervisor.edges.journal import History
-from supervisor.edges.notify import Notifier
 from supervisor.edges.runtime_state import RuntimeState
 from supervisor.evidence import Evidence
 from supervisor.operations import (
@@ -40,6 +39,7 @@ from supervisor.operations.adoption import on_record
 from supervisor.operations.restore import replaced_since
 from supervisor.operations.world import UpgradeRun, World
 from supervisor.reloads import Reloads
+from supervisor.service import Service
 from supervisor.verdicts import Verdicts, utc_now
 from supervisor.waiters import OF_NO_CANDIDATE
 
@@ -60,7 +60,7 @@ class NginxEffects:
         evidence: Evidence,
         history: History,
         runtime: RuntimeState,
-        notifier: Notifier,
+        service: Service,
         reloads: Callable[[Verdicts], Reloads],
     ) -> None:
         self._world = world
@@ -69,9 +69,7 @@ class NginxEffects:
         self._verdicts = Verdicts(world, history, self._remember_masters)
         self._reloads = reloads(self._verdicts)
         self._runtime = runtime
-        self._notifier = notifier
-        self._told_ready = False
-        self._told: tuple[object, ...] = ()
+        self._service = service
         self.starts = 0
         self._drains: dict[int, float] = {}  # until when each retiring generation may take
         self._drain_left: dict[int, float] = {}  # what a predecessor has left of that
@@ -343,22 +341,20 @@ class NginxEffects:
         now = trio.current_time()
         return {
             "starts": self.starts,
-            "told_ready": self._told_ready,
+            "told_ready": self._service.told_ready,
             "cold": self._cold,
             "drains": [[generation, end - now] for generation, end in self._drains.items()],
         }
 
     def from_data(self, data: Mapping[str, Any], *, age: float) -> None:
-        """Go on from what another one knew `age` seconds ago, and tell the service manager.
+        """Go on from what another one knew `age` seconds ago.
 
         Raises KeyError, TypeError or ValueError where `data` is no such thing.
         """
         self._looked, self._cold = True, False  # so much is known whatever the data say
         self._drain_left = {int(one): max(0.0, float(left) - age) for one, left in data["drains"]}
         self.starts, self._cold = int(data["starts"]), bool(data["cold"])
-        self._told_ready = bool(data["told_ready"])
-        if self._told_ready:
-            self._notifier.ready("the supervisor was replaced")
+        self._service.inherit(told_ready=bool(data["told_ready"]))
         self._remember_masters()
 
     async def _tell_replaced(self, run: UpgradeRun, told: dict[str, object]) -> None:
@@ -374,22 +370,10 @@ class NginxEffects:
     # --- telling ----------------------------------------------------------------------------
 
     def settled(self, state: State) -> None:
-        """Tell the service manager, once READY and then each change of state."""
+        """Tell whoever has to know of the change; close what nobody would accept from."""
         self._reloads.settled(state)
         active = self._world.active
         serves = active is not None and active.alive and not active.quitting
         if state.phase in (Phase.DEGRADED, Phase.STOPPED) and not serves:
             listeners.release(self._world, "nginx is not started again by itself")
-        version = "" if active is None else f" g{active.id} nginx {active.program.version}"
-        told = (state.phase, version)
-        if told == self._told:
-            return
-        self._told = told
-        text = f"{public_state(state)}:{version} ({state.phase.value})"
-        if state.phase is Phase.STOPPING:
-            self._notifier.status(text)
-        elif not self._told_ready and state.phase in (Phase.IDLE, Phase.DRAINING):
-            self._told_ready = True
-            self._notifier.ready(text)
-        else:
-            self._notifier.status(text)
+        self._service.settled(state)

@@ -36,6 +36,7 @@ class _Posted:
     event: events.Event | None  # None: look whether anything else is to be done
     phase: int | None = None
     operation: int | None = None
+    passed: trio.Event | None = None  # to be set when the loop comes to it
 
 
 class Engine:
@@ -122,6 +123,12 @@ class Engine:
         self._interlude = interlude
         self._send.send_nowait(_Posted(None))
 
+    async def goes_round(self) -> None:
+        """Return when the engine's loop has come to what is asked now: it is not stuck."""
+        passed = trio.Event()
+        self._send.send_nowait(_Posted(None, passed=passed))
+        await passed.wait()
+
     def to_data(self) -> dict[str, object]:
         """What `from_data` needs in another process to go on from here; to be asked when quiet."""
         now = self._clock()
@@ -190,6 +197,8 @@ class Engine:
             if self._interlude is not None and self.quiet and await self._interlude():
                 self._interlude = None
             posted = await self._receive.receive()
+            if posted.passed is not None:
+                posted.passed.set()
             if posted.event is None:
                 continue
             if posted.phase not in (None, self._phase_number):

@@ -72,8 +72,8 @@ def restart_policy_of(settings: Settings) -> RestartPolicy:
 
 async def reconfigure(
     path: Path, world: World, evidence: Evidence, prober: Prober, gate: Gate
-) -> None:
-    """The settings on disk are in force, or those from before are and the log says why.
+) -> str | None:
+    """The settings on disk are in force, or those from before are; why so, which the log says too.
 
     Windows of an upgrade that runs stay as they were when it was accepted, and while a candidate
     is being judged, the probes do too.
@@ -84,7 +84,7 @@ async def reconfigure(
         _expect_same_listener(world, settings)
     except ConfigError as exc:
         world.log.warning("settings.rejected", path=str(path), detail=exc.detail)
-        return
+        return exc.detail
     if settings.probe_listener != world.settings.probe_listener:
         world.listener = ProbeListener(settings.probe_listener)
     world.settings = settings
@@ -101,6 +101,7 @@ async def reconfigure(
     at_once = evidence.when_undisturbed(take_probes)
     probes = "at once" if at_once else "after the verdict"
     world.log.info("settings.changed", path=str(path), probes=probes)
+    return None
 
 
 def _expect_same_listener(world: World, after: Settings) -> None:

@@ -45,7 +45,7 @@ def status(
     """
     shown = sorted(generations, key=lambda one: (_ORDER[one.role], one.id))
     active = next((one for one in shown if one.role is Role.ACTIVE), None)
-    told, reason, detail = _condition(state, active, shown)
+    told, reason, detail = condition(state, active, shown)
     prospect = _prospect(state, upgrade.get("phase_elapsed_s"), next_start, drain_left)
     if not any(one.brood().accepting for one in shown):
         prospect = _unserved(state, prospect, held["count"])
@@ -84,7 +84,7 @@ def version() -> str:
     return metadata.version("nginx-supervisor")
 
 
-def _condition(
+def condition(
     state: State, active: Generation | None, shown: Sequence[Generation]
 ) -> tuple[str, str | None, str]:
     """State, reason and detail; a master at rest without workers is degraded whoever did that."""

@@ -23,10 +23,10 @@ from supervisor.waiters import Reply
 if TYPE_CHECKING:
     from supervisor.edges.control_handover import Door
     from supervisor.edges.handover import HandOver
-    from supervisor.edges.notify import Notifier
     from supervisor.edges.own_program import OwnProgram
     from supervisor.engine import Engine
     from supervisor.operations.world import World
+    from supervisor.service import Service
 
 FRESH = 5.0
 """Seconds for which a test of the program on disk counts."""
@@ -57,7 +57,7 @@ class Succession:
         engine: Engine,
         world: World,
         door: Door,
-        notifier: Notifier,
+        service: Service,
         nursery: trio.Nursery,
     ) -> None:
         self._hand_over = hand_over
@@ -66,7 +66,7 @@ class Succession:
         self._engine = engine
         self._world = world
         self._door = door
-        self._notifier = notifier
+        self._service = service
         self._nursery = nursery
         self._wish: _Wish | None = None
         self._answered = trio.Event()  # the attempt has ended, and this program goes on
@@ -184,11 +184,11 @@ class Succession:
             await self._door.hush(HUSH)
             if not self._engine.quiet or not self._is_settled():
                 return False
-            self._notifier.reloading()
+            self._service.reloading()
             try:
                 self._hand_over.replace_program(self._program.argv, self._environment())
             finally:
-                self._notifier.ready_again()
+                self._service.ready_again()
         finally:
             self._door.speak()
 
@@ -204,7 +204,7 @@ class Succession:
         self._engine.waiters.announce({"event": "supervisor_restarting", "detail": detail})
 
     def _environment(self) -> dict[str, str]:
-        return {**self._program.environment, **self._notifier.environment}
+        return {**self._program.environment, **self._service.environment}
 
     def _answer(self, wish: _Wish, problem: SupervisorError) -> None:
         verdict = "refused" if isinstance(problem, Refusal) else "failed"

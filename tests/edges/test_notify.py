@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
-from supervisor.edges.notify import VARIABLE, Notifier
+from supervisor.edges.notify import VARIABLE, Notifier, Watchdog
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -24,7 +26,7 @@ def manager(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[so
 
 def test_the_words_that_are_sent(manager: tuple[socket.socket, str]) -> None:
     bound, name = manager
-    notifier = Notifier(name)
+    notifier = Notifier(name, watchdog=Watchdog(seconds=3.0))
     notifier.ready("serving\n1.22.1")
     assert bound.recv(4096) == b"READY=1\nSTATUS=serving 1.22.1"
     notifier.status("upgrading: \udcff")
@@ -34,38 +36,164 @@ def test_the_words_that_are_sent(manager: tuple[socket.socket, str]) -> None:
     assert word == b"RELOADING=1"
     assert clock.startswith(b"MONOTONIC_USEC=")
     assert clock[15:].isdigit()
-    notifier.stopping()
-    assert bound.recv(4096) == b"STOPPING=1"
+    notifier.ready("rejected", error=22)
+    assert bound.recv(4096) == b"READY=1\nSTATUS=rejected\nERRNO=22"
+    notifier.alive()
+    assert bound.recv(4096) == b"WATCHDOG=1"
+    notifier.alive(extend=2.5)
+    assert bound.recv(4096) == b"WATCHDOG=1\nEXTEND_TIMEOUT_USEC=2500000"
+    notifier.stopping("draining")
+    assert bound.recv(4096) == b"STOPPING=1\nSTATUS=draining"
+    notifier.failed(98, "address in use")
+    assert bound.recv(4096) == b"ERRNO=98\nSTATUS=address in use"
 
 
-def test_the_variable_is_used_and_removed(manager: tuple[socket.socket, str]) -> None:
-    bound, name = manager
-    environ = {VARIABLE: name, "OTHER": "x"}
-    Notifier.from_environment(environ).stopping()
-    assert bound.recv(4096) == b"STOPPING=1"
-    assert environ == {"OTHER": "x"}
-
-
-def test_a_full_socket_drops_a_status(manager: tuple[socket.socket, str]) -> None:
+def test_without_a_watchdog_no_sign_of_life_is_sent(manager: tuple[socket.socket, str]) -> None:
     bound, name = manager
     notifier = Notifier(name)
-    for _ in range(2000):
-        notifier.status("x")
+    notifier.alive()
+    notifier.alive(extend=1.0)
+    assert bound.recv(4096) == b"EXTEND_TIMEOUT_USEC=1000000"
+
+
+def test_the_variables_are_used_and_removed(manager: tuple[socket.socket, str]) -> None:
+    bound, name = manager
+    pid = str(os.getpid())
+    given = {VARIABLE: name, "WATCHDOG_USEC": "20000000", "WATCHDOG_PID": pid}
+    environ = {**given, "OTHER": "x", "SYSTEMD_EXEC_PID": pid}
+    notifier = Notifier.from_environment(environ)
+    notifier.stopping("x")
+    assert bound.recv(4096) == b"STOPPING=1\nSTATUS=x"
+    assert environ == {"OTHER": "x", "SYSTEMD_EXEC_PID": pid}
+    assert notifier.watchdog.seconds == 20.0
+    assert notifier.environment == given
+    assert notifier.listened_to
+    assert not notifier.deaf
+
+
+def test_a_manager_that_does_not_listen_is_known() -> None:
+    own, other = str(os.getpid()), str(os.getppid())
+    assert Notifier.from_environment({"SYSTEMD_EXEC_PID": own}).deaf
+    assert not Notifier.from_environment({"SYSTEMD_EXEC_PID": other}).deaf  # a shell's in a unit
+    assert not Notifier.from_environment({}).deaf
+
+
+@pytest.mark.parametrize(
+    ("environ", "seconds"),
+    [
+        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "77"}, 3.0),
+        ({"WATCHDOG_USEC": "3000000"}, 3.0),
+        ({"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "78"}, None),
+        ({"WATCHDOG_PID": "77"}, None),
+        ({}, None),
+    ],
+)
+def test_what_the_watchdog_expects(environ: dict[str, str], seconds: float | None) -> None:
+    watchdog = Watchdog.from_environment(environ, pid=77)
+    assert watchdog.seconds == seconds
+    assert not watchdog.problem
+    assert environ == {}
+    expected = {} if seconds is None else {"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "77"}
+    assert dict(watchdog.environment) == expected
+
+
+@pytest.mark.parametrize("period", ["", "0", "-1", "1.5", "soon", "\u0663", str(2**64 - 1)])
+def test_a_watchdog_period_that_is_none(period: str) -> None:
+    watchdog = Watchdog.from_environment({"WATCHDOG_USEC": period}, pid=77)
+    assert watchdog.seconds is None
+    assert "WATCHDOG_USEC" in watchdog.problem
+
+
+def test_a_watchdog_process_that_is_none() -> None:
+    given = {"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "me"}
+    watchdog = Watchdog.from_environment(given, pid=77)
+    assert watchdog.seconds is None
+    assert "WATCHDOG_PID" in watchdog.problem
+
+
+def _drain(bound: socket.socket) -> list[bytes]:
     bound.setblocking(False)
-    received = 0
+    taken = []
     with contextlib.suppress(BlockingIOError):
-        while bound.recv(4096):
-            received += 1
-    assert 0 < received < 2000
+        while True:
+            taken.append(bound.recv(4096))
+    return taken
+
+
+async def test_a_full_socket_is_waited_for_by_nobody_and_gets_what_matters(
+    manager: tuple[socket.socket, str],
+) -> None:
+    bound, name = manager
+    notifier = Notifier(name)
+    for number in range(2000):
+        notifier.status(f"{number}")
+    notifier.reloading()
+    notifier.status("on the way")
+    notifier.ready("ready again")
+    taken = _drain(bound)
+    assert 0 < len(taken) < 2000
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.run)
+        late: list[bytes] = []
+        with trio.fail_after(10):
+            while not late or b"ready again" not in late[-1]:
+                await trio.lowlevel.wait_readable(bound)
+                late += _drain(bound)
+        nursery.cancel_scope.cancel()
+    # The line that was the first to wait, the newest of those after it, and the words in order.
+    assert late[0] == b"STATUS=%d" % len(taken)
+    assert late[1] == b"STATUS=1999"
+    assert late[2].startswith(b"RELOADING=1\n")
+    assert late[3:] == [b"STATUS=on the way", b"READY=1\nSTATUS=ready again"]
+
+
+async def test_a_full_socket_that_nobody_empties_ends_nothing(
+    manager: tuple[socket.socket, str], autojump_clock: trio.testing.MockClock
+) -> None:
+    _, name = manager
+    notifier = Notifier(name)
+    for number in range(2000):
+        notifier.reloading() if number % 2 else notifier.status("x")
+    assert len(notifier._waiting) == 32
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.run)
+        while notifier._waiting:
+            await trio.sleep(1)
+        nursery.cancel_scope.cancel()
+
+
+def test_the_last_word_takes_those_along_that_wait(manager: tuple[socket.socket, str]) -> None:
+    bound, name = manager
+    notifier = Notifier(name)
+    while not notifier._waiting:
+        notifier.status("x")
+    before = len(_drain(bound))
+    assert before
+    notifier.failed(5, "over")
+    assert _drain(bound) == [b"STATUS=x", b"ERRNO=5\nSTATUS=over"]
 
 
 @pytest.mark.parametrize("address", [None, "", "@", "/", "relative", "/nowhere/at/all", "/" * 200])
 def test_nobody_listens(address: str | None) -> None:
-    notifier = Notifier(address)
+    notifier = Notifier(address, watchdog=Watchdog(seconds=1.0))
     notifier.ready("x")
     notifier.status("x")
     notifier.reloading()
-    notifier.stopping()
+    notifier.alive(extend=1)
+    notifier.stopping("x")
+    notifier.failed(1, "x")
+    assert not notifier._waiting
+
+
+def test_a_manager_that_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as bound:
+        bound.bind(str(path))
+    notifier = Notifier(str(path))
+    notifier.ready("x")
+    path.unlink()
+    notifier.ready("x")
+    assert not notifier._waiting
 
 
 def test_without_the_variable_nothing_happens() -> None:

@@ -36,7 +36,7 @@ class Scene:
         self.hushed: Exception | None = None
         hand_over = HandOver()
         hand_over.replace_program = self._execute  # type: ignore[method-assign]
-        notifier = SimpleNamespace(
+        service = SimpleNamespace(
             reloading=lambda: self.said.append("reloading"),
             ready_again=lambda: self.said.append("ready"), environment={"NOTIFY_SOCKET": "@x"},
         )  # fmt: skip
@@ -53,7 +53,7 @@ class Scene:
             )),
             version="1", engine=one.engine, world=cast(Any, self.world),
             door=cast(Any, SimpleNamespace(hush=self._hush, speak=lambda: None)),
-            notifier=cast(Any, notifier), nursery=one.nursery,
+            service=cast(Any, service), nursery=one.nursery,
         )  # fmt: skip
         self.replies: list[Reply] = []
 
