@@ -9,7 +9,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv nginx check test test-pairs matrix misbehaviours soak demo run bench bench-lost bench-healthy fuzz clean install uninstall
+.PHONY: help venv nginx boxes check test test-pairs matrix misbehaviours soak demo run bench bench-lost bench-healthy fuzz clean install uninstall
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -43,6 +43,10 @@ $(STAMP): pyproject.toml tools/make_venv.sh
 nginx: $(STAMP)
 	@$(PY) -m tools.build_nginx
 
+# What the tests in a booted systemd run in. SYSTEMD_TESTS=skip leaves those out, and says so.
+boxes: $(STAMP)
+	@$(PY) -m tests.booted.roots
+
 check: $(STAMP)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
@@ -50,7 +54,7 @@ check: $(STAMP)
 
 # The pure core is covered whole, by its own tests; the gate on all of it counts every test once.
 CORE := tests/core tests/engine
-test: check nginx
+test: check nginx boxes
 ifeq ($(strip $(PYTEST_ARGS)),)
 	@rm -f .coverage .coverage.* .core-coverage
 	@COVERAGE_FILE=.core-coverage $(VENV)/bin/pytest $(CORE) -q -n 2 --dist worksteal --cov --cov-branch --cov-report=

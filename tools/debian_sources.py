@@ -1,4 +1,4 @@
-"""Fetches Debian source packages with a private apt configuration derived from the machine's own.
+"""Fetches Debian packages, source and binary, with a private apt configuration.
 
 The machine's apt sources say which mirror to use and its apt.conf which proxy; nothing else is
 taken from them, and nothing on the system is written: lists, caches and sources live in a private
@@ -169,6 +169,31 @@ def fetch(package: str, *, suite: str, mirrors: Mirrors, into: Path) -> Path:
 
     Raises FetchError with apt's own words where no mirror has it.
     """
+    return _fetch(_SOURCE, package, suite=suite, mirrors=mirrors, into=into)
+
+
+def fetch_deb(package: str, *, suite: str, mirrors: Mirrors, into: Path) -> Path:
+    """The verified binary package `package` (also NAME=VERSION) of `suite`, moved into `into`.
+
+    Raises FetchError with apt's own words where no mirror has it.
+    """
+    return _fetch(_BINARY, package, suite=suite, mirrors=mirrors, into=into)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """What is fetched: the type of the apt source, apt's command, and what that leaves."""
+
+    types: str
+    command: tuple[str, ...]
+    pattern: str
+
+
+_SOURCE = _Kind("deb-src", ("source", "--download-only", "--tar-only"), "{}_*.orig.tar.*")
+_BINARY = _Kind("deb", ("download",), "{}_*.deb")
+
+
+def _fetch(kind: _Kind, package: str, *, suite: str, mirrors: Mirrors, into: Path) -> Path:
     sources = mirrors.for_suite(suite)
     if not sources:
         raise FetchError(f"this machine's apt sources name no mirror for {suite}")
@@ -176,32 +201,35 @@ def fetch(package: str, *, suite: str, mirrors: Mirrors, into: Path) -> Path:
     for source in sources:
         with tempfile.TemporaryDirectory(prefix="apt-", dir=into) as private:
             try:
-                return _fetch_from(source, package, suite=suite, private=Path(private), into=into)
+                return _fetch_from(
+                    source, kind, package, suite=suite, private=Path(private), into=into
+                )
             except FetchError as error:
                 reasons.append(f"{source.uri} {suite}: {error}")
     raise FetchError("; ".join(reasons))
 
 
-def _fetch_from(source: Source, package: str, *, suite: str, private: Path, into: Path) -> Path:
-    config = _write_private_apt(source, suite=suite, private=private)
+def _fetch_from(
+    source: Source, kind: _Kind, package: str, *, suite: str, private: Path, into: Path
+) -> Path:
+    config = _write_private_apt(source, kind.types, suite=suite, private=private)
     _apt(config, ["update"], cwd=private)
-    _apt(config, ["source", "--download-only", "--tar-only", package], cwd=private)
-    tarballs = [
-        path for path in private.glob(f"{package}_*.orig.tar.*") if not path.name.endswith(".asc")
-    ]
-    if len(tarballs) != 1:
-        raise FetchError(f"expected one upstream tarball, found {sorted(p.name for p in tarballs)}")
-    target = into / tarballs[0].name
-    os.replace(tarballs[0], target)
+    _apt(config, [*kind.command, package], cwd=private)
+    pattern = kind.pattern.format(package.partition("=")[0])
+    found = [path for path in private.glob(pattern) if not path.name.endswith(".asc")]
+    if len(found) != 1:
+        raise FetchError(f"expected one {pattern}, found {sorted(p.name for p in found)}")
+    target = into / found[0].name
+    os.replace(found[0], target)
     return target
 
 
-def _write_private_apt(source: Source, *, suite: str, private: Path) -> Path:
+def _write_private_apt(source: Source, types: str, *, suite: str, private: Path) -> Path:
     for folder in ("state/lists/partial", "cache/archives/partial"):
         (private / folder).mkdir(parents=True)
     keyring = next((path for path in KEYRINGS if path.exists()), None)
     paragraph = {
-        "Types": "deb-src",
+        "Types": types,
         "URIs": source.uri,
         "Suites": suite,
         "Components": "main",

@@ -30,7 +30,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -385,10 +385,14 @@ def _is_cut(data: bytes) -> bool:
 
 
 class QuickLoad:
-    """The processes of one load; leaving the block ends them, whatever state they are in."""
+    """The processes of one load; leaving the block ends them, whatever state they are in.
 
-    def __init__(self, plan: QuickPlan) -> None:
+    `within` is a command that runs another one elsewhere, for instance in a network namespace.
+    """
+
+    def __init__(self, plan: QuickPlan, *, within: Sequence[str] = ()) -> None:
         self._plan = plan
+        self._within = tuple(within)
         self._processes: list[subprocess.Popen[str]] = []
         self.total = Tally()
 
@@ -399,9 +403,10 @@ class QuickLoad:
             plan = replace(
                 self._plan, requests=share, first_source=self._plan.first_source + 8 * index
             )
+            command = [sys.executable, "-E", "-m", "tools.quick_load", json.dumps(asdict(plan))]
             self._processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-E", "-m", "tools.quick_load", json.dumps(asdict(plan))],
+                    [*self._within, *command],
                     cwd=Path(__file__).resolve().parent.parent,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
