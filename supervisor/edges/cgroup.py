@@ -49,6 +49,23 @@ def bring_in(pids: Iterable[int], proc: Path = Path("/proc")) -> tuple[int, ...]
     return tuple(moved)
 
 
+def unit_of(pid: int, proc: Path = Path("/proc")) -> str:
+    """The systemd unit that process `pid` belongs to; empty where it is in none, or gone.
+
+    A scope (a login session, a container) is a unit as well.
+    """
+    try:
+        lines = (proc / str(pid) / "cgroup").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    for line in sorted(lines, key=_rank):
+        _, controllers, path = line.split(":", 2)
+        units = [part for part in path.split("/") if part.endswith((".service", ".scope"))]
+        if controllers in ("", "name=systemd") and units:
+            return units[-1]
+    return ""
+
+
 def _own_folder(proc: Path) -> Path | None:
     try:
         lines = (proc / "self/cgroup").read_text(errors="surrogateescape").splitlines()

@@ -20,7 +20,7 @@ from supervisor.core.config_read import read_of
 from supervisor.core.errors import Refusal
 from supervisor.core.guards import Comparison, bounded, findings, refusal, unix_listeners_dropped
 from supervisor.core.nginx_config import effective, parse_globals, under_prefix
-from supervisor.edges import nginx_binary, pidfile, procfs, sockets, tls_files, upgradable
+from supervisor.edges import holders, nginx_binary, pidfile, procfs, sockets, tls_files, upgradable
 from supervisor.edges.preflight_draft import Check, Draft, NoChange
 from supervisor.edges.store import Origin
 from supervisor.edges.trust import trusted_path
@@ -253,7 +253,7 @@ async def new_addresses_are_free(draft: Draft) -> None:
     for listen in draft.ready_config.listens:
         if draft.held.covers(listen) or not await _in_thread(partial(sockets.is_busy, listen)):
             continue
-        holder = await _in_thread(partial(sockets.holder_of, listen))
+        holder = await _in_thread(partial(holders.holder_of, listen))
         raise Refusal(
             "listen_address_busy",
             f"cannot upgrade: the configuration on disk listens on {listen}, which {holder} holds;"

@@ -60,7 +60,7 @@ class HeldSockets:
 
     def meets(self, listens: Iterable[Listen]) -> bool:
         """One of `listens` could not be bound as long as these are open."""
-        return any(_conflict(held, listen) for held in self.counts for listen in listens)
+        return any(in_the_way(held, listen) for held in self.counts for listen in listens)
 
 
 def held_by(pid: int) -> HeldSockets | None:
@@ -173,25 +173,18 @@ def is_busy(listen: Listen) -> bool:
     return False
 
 
-def holder_of(listen: Listen) -> str:
-    """Who listens on the address, for people: `process 12 (apache2)` as far as it can be seen."""
+def everyones_listeners() -> list[tuple[int, Address]]:
+    """Who listens on what, as far as that can be seen; of those that share a socket, one."""
     try:
         found = _connections(psutil)("inet")
     except psutil.Error:
-        return "another process"
-    for connection in found:
-        address = _address_of(connection)
-        if address is None or connection.pid is None or not _conflict(address, listen):
-            continue
-        try:
-            name = psutil.Process(connection.pid).name()
-        except psutil.Error:
-            name = "?"
-        return f"process {connection.pid} ({name})"
-    return "another process"
+        return []
+    pairs = ((connection.pid, _address_of(connection)) for connection in found)
+    return [(pid, address) for pid, address in pairs if pid is not None and address is not None]
 
 
-def _conflict(held: Address, listen: Listen) -> bool:
+def in_the_way(held: Address, listen: Listen) -> bool:
+    """As long as `held` is open, `listen` cannot be bound."""
     kind, host, port, transport = held
     same_place = (kind, port, transport) == (listen.kind, listen.port, listen.transport)
     wildcards = {ANY_IPV4, ANY_IPV6}

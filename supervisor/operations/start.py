@@ -15,7 +15,7 @@ import trio
 from supervisor.core.errors import OperationFailed, SupervisorError
 from supervisor.core.events import Succeeded
 from supervisor.core.nginx_listen import AddressKind
-from supervisor.edges import pidfile, procfs, sockets
+from supervisor.edges import holders, pidfile, procfs
 from supervisor.edges.capture import Capture
 from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.launch import Launch
@@ -180,14 +180,9 @@ async def _with_holder(failure: OperationFailed, facts: Facts) -> OperationFaile
     if _ADDRESS_IN_USE not in failure.detail:
         return failure
 
-    def who() -> str:
-        for listen in facts.config.listens:
-            if sockets.is_busy(listen):
-                return f"; {listen} is held by {sockets.holder_of(listen)}: stop that first"
-        return ""
-
-    found = await trio.to_thread.run_sync(who)
-    return OperationFailed(failure.reason, failure.detail + found)
+    found = await trio.to_thread.run_sync(holders.who_holds, facts.config.listens)
+    detail = f"{failure.detail}; {found}" if found else failure.detail
+    return OperationFailed(failure.reason, detail)
 
 
 def _oldbin_file(facts: Facts) -> Path | None:

@@ -20,7 +20,7 @@ from supervisor.core.errors import Refusal
 from supervisor.core.guard_settings import Guard, GuardSettings, Level
 from supervisor.core.guards import Finding, Severity
 from supervisor.core.nginx_listen import Listen, parse_listen
-from supervisor.edges import pidfile, preflight_checks, sockets
+from supervisor.edges import holders, pidfile, preflight_checks, sockets
 from supervisor.edges.files import RealDisk
 from supervisor.edges.placing import Placement, sha256_of
 from supervisor.edges.preflight import (
@@ -627,7 +627,7 @@ def test_free_and_untried_addresses_are_not_busy(text: str) -> None:
     place = text if text.startswith("unix") else f"{text}:{free_port()}"
     (listen,) = parse_listen((place, "reuseport"), section="http", file="f")
     assert not sockets.is_busy(listen)
-    assert sockets.holder_of(listen) == "another process"
+    assert holders.holder_of(listen) == holders.UNSEEN
 
 
 def test_a_datagram_holder_is_named() -> None:
@@ -636,8 +636,8 @@ def test_a_datagram_holder_is_named() -> None:
         port = foreign.getsockname()[1]
         (listen,) = parse_listen((f"127.0.0.1:{port}", "udp"), section="stream", file="f")
         assert sockets.is_busy(listen)
-        assert f"process {os.getpid()} " in sockets.holder_of(listen)
-        assert f"process {os.getpid()} " in sockets.holder_of(wildcard(listen))
+        assert f"process {os.getpid()} " in holders.holder_of(listen)
+        assert f"process {os.getpid()} " in holders.holder_of(wildcard(listen))
 
 
 def wildcard(listen: Listen) -> Listen:
