@@ -1,0 +1,95 @@
+# What nginx.service does while nginx-supervisor owns nginx: start, stop or reload, by nginxctl.
+# Called by nginx.service.d/zz-nginx-supervisor.conf; see docs/migration.md.
+
+set -u
+unit=nginx.service
+owner=nginx-supervisor.service
+# In a folder that outlives the supervisor, and not the machine.
+restart_wanted=/run/nginx-supervisor/nginx.service-restarts
+
+# What systemd is about to do with unit $1: start, stop, restart ..., nothing where it is left alone.
+job_of() {
+    systemctl list-jobs --plain --no-legend "$1" 2>/dev/null | while read -r _ name kind _; do
+        [ "$name" != "$1" ] || echo "$kind"
+    done
+}
+
+# The verdict of an nginxctl command, as one line of JSON in $verdict; its exit code is returned.
+# What it says is for the journal, but for a refusal: that may be as good (`because`).
+ask() {
+    verdict=$(nginxctl --json "$@" 2>/dev/null) && code=0 || code=$?
+    verdict=$(printf '%s\n' "$verdict" | tail -n 1)
+    [ "$code" = 3 ] || say "$1"
+    return "$code"
+}
+
+say() {
+    if [ -z "$verdict" ]; then
+        nginxctl status >&2 # why it cannot be reached
+        return
+    fi
+    printf '%s\n' "$verdict" | sed -n 's/.*"detail":"\(\([^"\\]\|\\.\)*\)".*/'"$1"': \1/p'
+}
+
+# Whether the verdict's reason is one of these.
+because() {
+    for reason in "$@"; do
+        case $verdict in *"\"reason\":\"$reason\""*) return 0 ;; esac
+    done
+    return 1
+}
+
+start() {
+    if [ -e "$restart_wanted" ]; then
+        rm -f "$restart_wanted"
+        restart
+        return
+    fi
+    # It serves by now: the supervisor starts nginx, or adopts it, when it starts itself.
+    ask start && return
+    because already_running upgrade_in_progress taking_over && return
+    say start
+    return 1
+}
+
+# A new binary (or a new module, or library) on disk is judged, and refuses nobody: this is what
+# the package's own scripts call once they have put it there. Nothing new: stop and start.
+restart() {
+    if ask upgrade --if-changed; then
+        because unchanged || return 0
+        ask restart || { say restart; return 1; }
+    elif because upgrade_in_progress; then
+        nginxctl reload # by whoever serves after the verdict
+    elif because not_running; then
+        ask start || { say start; return 1; }
+    else
+        say upgrade
+        echo "nginx serves as before; \`nginxctl restart\` stops and starts it without judging" >&2
+        return 1
+    fi
+}
+
+stop() {
+    case $(job_of "$owner") in
+        # Its own unit says what becomes of nginx; or the machine goes down.
+        stop | restart) return 0 ;;
+    esac
+    if [ "$(job_of "$unit")" = restart ]; then
+        : >"$restart_wanted"
+        return 0
+    fi
+    rm -f "$restart_wanted"
+    ask stop && return
+    because stopped && return
+    say stop
+    return 1
+}
+
+case ${1-} in
+    start | stop) "$1" ;;
+    reload) nginxctl reload ;;
+    *)
+        echo "usage: sh $0 start|stop|reload" >&2
+        exit 2
+        ;;
+esac
