@@ -9,7 +9,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv nginx boxes check test test-pairs matrix misbehaviours soak demo run bench bench-lost bench-healthy fuzz clean install uninstall
+.PHONY: help venv nginx boxes check test test-pairs matrix misbehaviours soak demo run bench bench-lost bench-healthy fuzz clean install uninstall deb
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -30,6 +30,7 @@ help:
 	@echo 'make soak    random faults and upgrades, checked after each (SOAK_SECONDS=600, SOAK_SEED=N)'
 	@echo 'make fuzz    the coverage-guided fuzzer: FUZZ_SECONDS=60 for each target, FUZZ_SEED=1'
 	@echo 'make install, make uninstall   the programs, units and documents, for this machine (PREFIX, DESTDIR)'
+	@echo 'make deb     the Debian package, in dist/'
 	@echo 'make check   ruff and mypy only'
 	@echo 'make venv    the virtual environment;  make nginx: the nginx builds (both done by the others)'
 	@echo 'make clean   removes .venv and tool caches; the nginx builds stay in the cache folder'
@@ -114,6 +115,10 @@ install: $(STAMP)
 
 uninstall: $(STAMP)
 	@$(PY) -m tools.install uninstall $(PLACES)
+
+# The same bytes each time for the same commit; SOURCE_DATE_EPOCH is its date unless it is set.
+deb: $(STAMP)
+	@$(PY) -m tools.make_deb
 
 FUZZ_SECONDS ?= 60
 FUZZ_SEED ?= 1

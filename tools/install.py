@@ -79,6 +79,7 @@ class Layout:
         """Each command and the module that it is in."""
         return {
             self.prefix / "sbin" / NAME: "supervisor.daemon",
+            self.prefix / "sbin" / f"{NAME}-migrate": "supervisor.installed.migrate",
             self.prefix / "bin" / "nginxctl": "supervisor.cli",
         }
 

@@ -164,8 +164,15 @@ class Box:
 
     def reboot(self) -> None:
         """An orderly reboot: what is enabled is up afterwards; files outside /run and /tmp stay."""
+        self._forget_what_was_told()
         self.run("systemctl", "reboot", "--no-wall", check=False)
         self._wait_until_up()
+
+    def _forget_what_was_told(self) -> None:
+        """systemd 257 is ready again after each daemon-reload: that is not the next boot's word."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._ready.get_nowait()
 
     def close(self) -> None:
         """End all that is in the box, and leave nothing behind."""
