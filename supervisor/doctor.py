@@ -19,7 +19,15 @@ from supervisor.core.diagnosis_evidence import diagnose
 from supervisor.core.errors import Refusal, SupervisorError
 from supervisor.core.nginx_config import effective, parse_globals
 from supervisor.core.nginx_details import details_of
-from supervisor.edges import host_features, pidfile, procfs, socket_owners, sockets
+from supervisor.core.unit_file import UnitsSeen
+from supervisor.edges import (
+    host_features,
+    pidfile,
+    procfs,
+    socket_owners,
+    sockets,
+    systemd_units,
+)
 from supervisor.edges.generation import Generation
 from supervisor.edges.nginx_binary import dump_config
 from supervisor.edges.pidfile import ProcessIdentity
@@ -59,6 +67,7 @@ class Doctor:
                 refused="" if refusal is None else refusal.detail,
                 busy=busy,
                 probes=tuple(probes),
+                units=await self._units(),
             )
         return diagnose(site)
 
@@ -88,6 +97,24 @@ class Doctor:
             config=config, details=details_of(dump), blocks=blocks_of(dump), workers=workers
         )
         return seen, None
+
+    async def _units(self) -> UnitsSeen:
+        """The distribution's unit of this nginx, and the one that the supervisor runs in."""
+        if not systemd_units.is_booted():
+            return UnitsSeen(without="no systemd manages this machine or container")
+        own = systemd_units.own_unit(os.getpid())
+        ours = await systemd_units.unit_seen(own) if own else None
+        if ours is None:
+            return UnitsSeen(without="this supervisor runs in no service of systemd")
+        program = Path(self._world.settings.nginx.binary).name
+        names = list(dict.fromkeys((f"{program}.service", "nginx.service")))
+        for name in names:
+            theirs = await systemd_units.unit_seen(name) if name != own else None
+            if theirs is not None:
+                active = self._world.active
+                running = systemd_units.limits_of(active.master.pid) if active is not None else {}
+                return UnitsSeen(theirs=theirs, ours=ours, running=running)
+        return UnitsSeen(without=f"systemd has no {' or '.join(names)} beside {own}")
 
     # --- in a thread ------------------------------------------------------------------------
 

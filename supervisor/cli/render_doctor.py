@@ -17,6 +17,7 @@ _TITLES = {
     "nginx": "nginx and its upgrade",
     "evidence": "how a candidate would be judged",
     "host": "the supervisor and its host",
+    "unit": "its unit, and the distribution's",
 }
 _WIDEST = 100
 _INDENT = 30

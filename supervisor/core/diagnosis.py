@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from supervisor.core.nginx_config import NginxConfig
 from supervisor.core.nginx_details import NginxDetails
 from supervisor.core.server_blocks import ServerBlock
 from supervisor.core.settings import Settings
+from supervisor.core.unit_file import UnitsSeen
 
 
 class Level(Enum):
@@ -96,6 +97,7 @@ class Site:
     refused: str = ""  # why nginx does not take its configuration
     busy: str = ""  # what is under way, in which nginx is neither asked nor judged
     probes: tuple[tuple[str, str], ...] = ()  # name, state
+    units: UnitsSeen = field(default_factory=lambda: UnitsSeen(without="not looked at"))
 
 
 def finding(

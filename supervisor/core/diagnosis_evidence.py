@@ -19,6 +19,7 @@ from supervisor.core.diagnosis import (
     of_host,
     of_nginx,
 )
+from supervisor.core.diagnosis_units import of_units
 from supervisor.core.probe_settings import HttpProbe, ProbeSettings
 from supervisor.core.server_blocks import (
     ServerBlock,
@@ -34,7 +35,10 @@ _TCP_ONLY = "a tcp probe is answered by the kernel: it says little of a worker"
 
 def diagnose(site: Site) -> tuple[Diagnosis, ...]:
     """All findings, topic by topic."""
-    return (*of_nginx(site), *of_evidence(site), *of_host(site))
+    return (
+        *of_nginx(site), *of_evidence(site), *of_host(site),
+        *of_units(site.units, site.settings.nginx),
+    )  # fmt: skip
 
 
 def of_evidence(site: Site) -> Iterator[Diagnosis]:

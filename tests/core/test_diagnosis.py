@@ -21,6 +21,7 @@ from supervisor.core.nginx_config import parse_dump
 from supervisor.core.nginx_details import ErrorLog, details_of
 from supervisor.core.server_blocks import answering, server_blocks
 from supervisor.core.settings import Settings, parse_settings
+from supervisor.core.unit_file import UnitSeen, UnitsSeen
 
 INCLUDE = "include /run/nginx-supervisor/probe*.conf;"
 SITE = """\
@@ -54,6 +55,9 @@ HOST = HostSeen(
     ephemeral=(32768, 60999), free_ports=(18931, 18932, 18933), held=(True, 1),
 )  # fmt: skip
 
+SAME = UnitSeen(name="same.service", properties={"UnitFileState": "masked"})
+UNITS = UnitsSeen(theirs=SAME, ours=SAME)
+
 
 def settings(*probes: dict[str, object], **tables: Any) -> Settings:
     nginx = {"binary": "/usr/sbin/nginx", "config": "/etc/nginx/nginx.conf"}
@@ -71,7 +75,7 @@ def seen(inside: str = WELL, main: str = "", workers: int = 2) -> ConfigSeen:
 def site(**changes: Any) -> Site:
     facts: dict[str, Any] = {
         "settings": settings(HOME), "nginx": NGINX, "host": HOST, "config": seen(),
-        "probes": (("home", "up"),),
+        "probes": (("home", "up"),), "units": UNITS,
     }  # fmt: skip
     return Site(**{**facts, **changes})
 
@@ -90,12 +94,12 @@ def test_a_site_that_has_everything() -> None:
     found = diagnose(site())
     assert {one.level for one in found} == {Level.OK}
     assert [one.topic for one in found] == sorted(
-        (one.topic for one in found), key=["nginx", "evidence", "host"].index
+        (one.topic for one in found), key=["nginx", "evidence", "host", "unit"].index
     )
     assert [one.name for one in found] == [
         "running", "configuration", "upgradable", "pid_file", "memory", "store", "files", "drain",
         "private_listener", "response_header", "socket_owner", "probe home", "error_log", "ports",
-        "supervisor", "kernel", "held_listeners",
+        "supervisor", "kernel", "held_listeners", "front", "units",
     ]  # fmt: skip
     assert about(site(), "running").seen == "g1, nginx 1.26.3, master 77, 2 workers accepting"
     assert about(site(), "private_listener").seen == (
