@@ -69,25 +69,24 @@ restart() {
     fi
 }
 
+# Also called after a start that failed, and with systemd about to do nothing: nginx is left alone.
 stop() {
     case $(job_of "$owner") in
         # Its own unit says what becomes of nginx; or the machine goes down.
         stop | restart) return 0 ;;
     esac
-    if [ "$(job_of "$unit")" = restart ]; then
-        : >"$restart_wanted"
-        return 0
-    fi
-    rm -f "$restart_wanted"
-    ask stop && return
-    because stopped && return
-    say stop
-    return 1
+    case $(job_of "$unit") in
+        restart) : >"$restart_wanted" ;;
+        stop)
+            rm -f "$restart_wanted"
+            ask stop || { say stop; return 1; }
+            ;;
+    esac
 }
 
 case ${1-} in
     start | stop) "$1" ;;
-    reload) nginxctl reload ;;
+    reload) exec nginxctl reload ;;
     *)
         echo "usage: sh $0 start|stop|reload" >&2
         exit 2

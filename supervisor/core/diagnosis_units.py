@@ -150,7 +150,7 @@ def _of_running(seen: UnitsSeen, key: str, here: str) -> Iterator[Diagnosis]:
         yield finding(
             TOPIC, key, Level.NOTE,
             f"{here} in both units, and {now} for the nginx that runs: it was started before, or "
-            "by something else",
+            "by something else, or systemd may not give more (in a container)",
             "its next start applies it: `nginxctl adopt --take-over` where the supervisor was "
             "started since, else `systemctl restart` of its unit",
         )  # fmt: skip
