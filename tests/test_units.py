@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from tools.unit_template import TEMPLATE, UNIT, template_of
+from tools.unit_template import TEMPLATE, UNIT, UNPRIVILEGED, template_of, unprivileged_of
 
 
 def test_the_template_says_the_same_as_the_unit() -> None:
     assert TEMPLATE.read_text() == template_of(UNIT.read_text()), (
         "run python -m tools.unit_template"
     )
+
+
+def test_the_unprivileged_unit_differs_in_its_privileges_alone() -> None:
+    text = UNPRIVILEGED.read_text()
+    assert text == unprivileged_of(UNIT.read_text(), text), "run python -m tools.unit_template"
 
 
 def test_nothing_of_an_instance_is_anothers() -> None:
