@@ -157,7 +157,8 @@ async def _run_alone(
     try:
         return await run(config, settings, tap, hand_over, notifier)
     except BaseExceptionGroup as group:
-        raise _cause(group) from group
+        cause = _cause(group)
+        raise cause from (cause.__cause__ or group)  # what it was made of is told as ERRNO
 
 
 def _cause(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -103,6 +103,9 @@ class Service:
             if seen in ("degraded", "upgrading"):
                 told, reason = seen, why
         versions = {one.id: one.program.version for one in generations}
+        run = self._world.run
+        if run is not None and run.to_version and state.candidate is not None:
+            versions.setdefault(state.candidate, run.to_version)  # it is being started
         return service_status(state, versions, told=told, reason=reason, note=self._note)
 
     def _serves(self, state: State) -> bool:

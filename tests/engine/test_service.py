@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from supervisor.core import commands
 from supervisor.core.actions import Operation
 from supervisor.core.errors import ConfigError, OperationFailed, Refusal, SupervisorError
 from supervisor.core.events import Succeeded, TerminateRequested
+from supervisor.core.model import Phase
 from supervisor.edges.notify import Watchdog
 from supervisor.service import EXTEND_EVERY, EXTENSION, Service, errno_of
 from tests.engine.conftest import Running, engine_with
@@ -66,8 +68,8 @@ class Generation(SimpleNamespace):
 class Scene:
     def __init__(self, one: Running, effects: Effects, said: Said, generation: Generation) -> None:
         self.one, self.effects, self.said, self.generation = one, effects, said, generation
-        world = SimpleNamespace(generations=[generation], active=generation)
-        self.service = effects.service = Service(cast(Any, world), cast(Any, said))
+        self.world = SimpleNamespace(generations=[generation], active=generation, run=None)
+        self.service = effects.service = Service(cast(Any, self.world), cast(Any, said))
         self.start = trio.current_time()
 
     def begin(self) -> None:
@@ -222,6 +224,18 @@ async def test_a_successor_ends_the_reloading_of_its_predecessor(
         line = "running: g1 nginx 1.22.1 (idle)"
         assert the.said.words == [("ready", line)]
         assert the.service.environment == {"NOTIFY_SOCKET": "@x"}
+
+
+async def test_a_candidate_that_is_being_started_has_its_version(
+    autojump_clock: MockClock,
+) -> None:
+    async with scene() as the:
+        the.begin()
+        the.world.run = SimpleNamespace(to_version="1.26.3")
+        state = the.one.engine.state
+        the.service.settled(replace(state, phase=Phase.SPAWNING, candidate=2))
+        line = "upgrading: g1 nginx 1.22.1 -> g2 nginx 1.26.3 (spawning)"
+        assert the.said.words[-1] == ("status", line)
 
 
 async def test_an_upgrade_by_somebody_else_is_told(autojump_clock: MockClock) -> None:
