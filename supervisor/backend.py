@@ -223,6 +223,20 @@ class Backend:
                 findings.append({**told, "ok": True})
         return {"ok": all(one["ok"] for one in findings), "findings": findings}
 
+    async def health(self) -> dict[str, object]:
+        """See ControlBackend."""
+        await self._engine.goes_round()
+        generations = list(self._world.generations)
+        ready = any(one.brood().accepting for one in generations)
+        state, _, detail = snapshot.condition(self._engine.state, self._world.active, generations)
+        probes = self._evidence.report()
+        return {
+            "ready": ready,
+            "state": state,
+            "detail": detail or None,
+            "probes_down": [str(one["name"]) for one in probes if one["state"] == "down"],
+        }
+
     async def doctor(self) -> dict[str, object]:
         """See ControlBackend."""
         phase = self._engine.state.phase

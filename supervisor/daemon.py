@@ -29,7 +29,7 @@ from supervisor.edges.config_store import ConfigStore
 from supervisor.edges.control import serve_control
 from supervisor.edges.control_gate import Gate, notes_on
 from supervisor.edges.control_handover import Door
-from supervisor.edges.descriptors import RESERVE
+from supervisor.edges.descriptors import RESERVE, open_standard_descriptors
 from supervisor.edges.files import private_folder
 from supervisor.edges.generation import Generation
 from supervisor.edges.handover import HANDLED, HandOver, Parcel, let_signals_come, receive
@@ -68,7 +68,8 @@ binary back where the new one misbehaves. `nginxctl` tells it what to do and sho
 
 EPILOG = """\
 signals to `run`:
-  SIGTERM, SIGINT  stop nginx, then end (so does `systemctl stop` or `restart` of its unit)
+  SIGTERM, SIGINT, SIGQUIT
+                   stop nginx, then end (so does `systemctl stop` or `restart` of its unit)
   SIGKILL          nginx serves on; the next supervisor adopts it
   SIGHUP           read the configuration again
   SIGUSR1          have nginx reopen its log files
@@ -117,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for note in (*missing_folders(settings), *notes_on(settings.control)):
                 print(f"nginx-supervisor: {note}", file=sys.stderr)
             return 0
+        open_standard_descriptors()
         hand_over = receive()
         tap = LogTap()
         configure_logs(settings.log, extra=(tap,))
@@ -340,7 +342,7 @@ def build(
     )
     log_watch = LogWatch(world, evidence.signal, hand_over)
     world.look_at_logs, world.hear_output = log_watch.look, log_watch.hear_output
-    world.settle_logs = log_watch.settle
+    world.hear_stdout, world.settle_logs = log_watch.hear_stdout, log_watch.settle
     service = Service(world, notifier)
     effects = NginxEffects(
         world, evidence, history, runtime, service,
@@ -416,7 +418,8 @@ async def serve_signals(
 ) -> None:
     """Turn signals into what they ask for.
 
-    SIGTERM and SIGINT stop nginx and end the supervisor, SIGUSR1 reopens nginx's logs, SIGHUP
+    SIGTERM, SIGINT and SIGQUIT (with which `docker stop` ends the official nginx images) stop
+    nginx and end the supervisor, SIGUSR1 reopens nginx's logs, SIGHUP
     reads the supervisor's own configuration again, SIGUSR2 replaces the supervisor by what is on
     disk, SIGCHLD sweeps orphans.
     """

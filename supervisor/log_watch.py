@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from supervisor.core.error_log import Entry, Scan, kind_of
+from supervisor.core.error_log import Entry, Found, Scan, kind_of
 from supervisor.core.errors import ConfigError
 from supervisor.core.seen import BEFORE, LINES
 from supervisor.core.signals import LogLine, Severity, from_data, to_data
@@ -48,6 +48,7 @@ TELL = 10.0
 """Seconds between two words about what was passed over."""
 SYSLOG = "syslog"
 STDERR = "its standard error"
+STDOUT = "its standard output"
 
 _PENDING = 256
 _RECENT = 10
@@ -76,7 +77,7 @@ class LogWatch:
         self._wanted: tuple[str, ...] = ()
         self._followed: tuple[str, ...] = ()
         self._wake = trio.Event()
-        self._output = Scan()
+        self._output, self._stdout = Scan(), Scan()
         self._known: dict[int, tuple[int, float]] = {}  # generation, and when it was seen last
         self._pending: deque[_Pending] = deque(maxlen=_PENDING)
         self._late: list[LogLine] = []  # the candidate's, in the order in which they came
@@ -238,10 +239,18 @@ class LogWatch:
 
         `more`: the next lines come at once, and a message may go on in them.
         """
-        found = self._output.take(b"".join(one + b"\n" for one in lines), more=more)
+        piece = b"".join(one + b"\n" for one in lines)
+        self._hear_stream(self._output.take(piece, more=more), STDERR)
+
+    def hear_stdout(self, lines: bytes) -> None:
+        """Whole lines that nginx has written to its standard output: mostly an access log."""
+        if self._files is not None and self._files.on_stdout:
+            self._hear_stream(self._stdout.take(lines), STDOUT)
+
+    def _hear_stream(self, found: Found, log: str) -> None:
         for entry in found.entries:
-            self._hear(entry, entry.pid, STDERR, at=trio.current_time())
-        self._count("doubtful", STDERR, found.doubtful)
+            self._hear(entry, entry.pid, log, at=trio.current_time())
+        self._count("doubtful", log, found.doubtful)
 
     # --- the tasks ----------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """Watch one generation: its master and its workers by pidfd, its number of workers by count.
 
-What it writes goes into our log beside that, as far as it can be told: see `_tell_output`.
+Beside that, what it writes to its standard error goes into our log, as far as it can be told (see
+`_tell_output`), and what it writes to its standard output to our own (`passing_on`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from supervisor.edges.capture import PIECE, Capture
 from supervisor.edges.descriptors import RESERVE
 from supervisor.edges.generation import Generation, listens_no_more
 from supervisor.edges.linux import ExitStatus
+from supervisor.edges.passing_on import PassingOn
 from supervisor.edges.process import Process
 from supervisor.operations.foreign import note_foreign_master, successor_text
 from supervisor.operations.listeners import hold
@@ -50,6 +52,10 @@ OUTPUT_KEPT = 2**16
 OUTPUT_FLOOD = 0.1
 """Seconds between two looks at the output while it comes faster than it can be told."""
 
+_NOT_READ = (
+    "nginx writes more to its standard output than whoever reads the supervisor's own takes; the "
+    "oldest was dropped, and nginx did not wait"
+)
 _LINES_AT_ONCE = 64  # about a millisecond; then others have their turn
 
 
@@ -145,6 +151,7 @@ async def watch(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(master)
         nursery.start_soon(_tell_output, world, generation)
+        nursery.start_soon(_pass_on_stdout, world, generation)
         stopped, starting, pause = False, frozenset[int](), TITLE
         while not (generation.exit is not None and generation.gone):
             brood = generation.look()
@@ -244,8 +251,26 @@ def _tell_stopped(world: World, generation: Generation, *, stopped: bool) -> Non
         world.log.info("generation.master_continued", **fields)
 
 
+async def _pass_on_stdout(world: World, generation: Generation) -> None:
+    """What nginx writes to its standard output, to ours; generations that share it pass it on once.
+
+    Until cancelled.
+    """
+    if generation.output is None or generation.output.stdout is None:
+        return
+
+    def lost(count: int, problem: str) -> None:
+        why = f"the supervisor's own cannot be written to: {problem}" if problem else _NOT_READ
+        world.log.warning("nginx.stdout_dropped", bytes=count, detail=why)
+
+    stdout = generation.output.stdout
+    await PassingOn(
+        stdout, world.stdout, lost=lost, seen=lambda lines: world.hear_stdout(lines)
+    ).run()
+
+
 async def _tell_output(world: World, generation: Generation) -> None:
-    """What nginx writes to its standard output and error, into our log; until cancelled.
+    """What nginx writes to its standard error, into our log; until cancelled.
 
     Generations that were upgraded from one another share it: the lines carry nginx's own pids.
     All that is there is told at each look, unless it is too much: then the oldest is dropped
@@ -282,7 +307,7 @@ async def _tell_output(world: World, generation: Generation) -> None:
 
 
 def tell_output_now(world: World, generation: Generation) -> None:
-    """What it wrote to its standard output and error by now, without waiting for the next look."""
+    """What it wrote to its standard error by now, without waiting for the next look."""
     if generation.output is not None:
         _tell_now(world, generation.output)
 
@@ -295,7 +320,7 @@ def _tell_now(world: World, output: Capture) -> None:
 
 
 def _tell_lost(world: World, lost: int) -> None:
-    detail = "nginx writes more to its standard output or error than can be logged"
+    detail = "nginx writes more to its standard error than can be logged"
     world.log.warning("nginx.output_dropped", bytes=lost, detail=detail)
 
 

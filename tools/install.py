@@ -78,7 +78,7 @@ class Layout:
     def programs(self) -> dict[Path, str]:
         """Each command and the module that it is in."""
         return {
-            self.prefix / "sbin" / NAME: "supervisor.daemon",
+            self.prefix / "sbin" / NAME: "supervisor.__main__",
             self.prefix / "sbin" / f"{NAME}-migrate": "supervisor.installed.migrate",
             self.prefix / "bin" / "nginxctl": "supervisor.cli",
         }

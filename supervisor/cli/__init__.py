@@ -45,6 +45,11 @@ def _run(words: list[str]) -> int:
     rest = _take_options(words, options)
     if options.json and rest == ["status"]:
         return _json_status(options)
+    if rest[:1] == ["check"] and len(rest) > 1:
+        from supervisor.cli.commands import HEALTH_FLAGS, check_health
+
+        if HEALTH_FLAGS.issuperset(rest[1:]):
+            return check_health(frozenset(rest[1:]), options)
     from supervisor.cli.commands import run_command
 
     return run_command(rest, options)

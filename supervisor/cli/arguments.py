@@ -187,6 +187,23 @@ def _history_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--live", action="store_true", help="only whether the supervisor works; runs no nginx"
+    )
+    parser.add_argument(
+        "--ready", action="store_true", help="only whether nginx serves: a worker accepts"
+    )
+    parser.add_argument(
+        "--probes", action="store_true", help="as --ready, and no configured probe fails"
+    )
+
+
+def health_flags(given: argparse.Namespace) -> frozenset[str]:
+    """Which of `check`'s flags were given."""
+    return frozenset(f"--{name}" for name in ("live", "ready", "probes") if getattr(given, name))
+
+
 def _events_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--follow", action="store_true", help="go on with what comes")
 
@@ -261,7 +278,10 @@ COMMANDS: Mapping[str, Command] = {
         operates=False,
     ),
     "check": Command(
-        method="Check", summary="test the configurations that are on disk", operates=False
+        method="Check",
+        summary="test the configurations that are on disk; --live, --ready: for health checks",
+        add_arguments=_check_arguments,
+        operates=False,
     ),
     "doctor": Command(
         method="Doctor",

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Fields = dict[str, object]
 
+HEALTH_FLAGS = frozenset({"--live", "--ready", "--probes"})
+
 CHECK_TIMEOUT = 120.0
 """Seconds for `check` and `doctor`, which load nginx's whole configuration."""
 
@@ -42,7 +44,7 @@ class SupervisorEndsError(WaitEnded):
 
 def run_command(words: list[str], options: Options) -> int:
     """Run the command that `words` begin with."""
-    from supervisor.cli.arguments import COMMANDS, parse_arguments, usage
+    from supervisor.cli.arguments import COMMANDS, health_flags, parse_arguments, usage
 
     if not words:
         output.complain(usage())
@@ -61,6 +63,8 @@ def run_command(words: list[str], options: Options) -> int:
     given = parse_arguments(name, rest)
     options.json = options.json or given.json
     options.socket = given.socket or options.socket
+    if name == "check" and (asked := health_flags(given)):
+        return check_health(asked, options)
     command = COMMANDS[name]
     parameters = command.parameters(given)
     if command.operates:
@@ -70,9 +74,37 @@ def run_command(words: list[str], options: Options) -> int:
     return _look(name, command, parameters, options, in_detail=getattr(given, "detail", False))
 
 
+def check_health(asked: frozenset[str], options: Options) -> int:
+    """`check` with `HEALTH_FLAGS`, for the probes of an orchestrator; raises ClientError.
+
+    They run every few seconds for as long as a container lives, so this is cheap. That the
+    supervisor answers at all is what `--live` asks: its engine has to.
+    """
+    with Connection(options.socket, timeout=READ_TIMEOUT) as connection:
+        connection.send(wire.encode_call(f"{wire.INTERFACE}.Health"))
+        found = parsed(connection.receive()).parameters
+    problem = _health_problem(asked, found)
+    if options.json:
+        output.line(_json({**found, "ok": problem is None}))
+    if problem is None:
+        return wire.ExitCode.DONE
+    output.complain(f"nginxctl: {problem}")
+    return wire.ExitCode.FAILED
+
+
+def _health_problem(asked: frozenset[str], found: Fields) -> str | None:
+    if asked & {"--ready", "--probes"} and found.get("ready") is not True:
+        why = f": {found['detail']}" if found.get("detail") else ""
+        return f"no worker accepts connections ({found.get('state')}){why}"
+    down = _list(found.get("probes_down"))
+    if "--probes" in asked and down:
+        return f"probes that fail: {', '.join(map(str, down))}"
+    return None
+
+
 def show_status_reply(message: bytes) -> int:
     """Show a reply of Status that is not in our service's own form, or an error."""
-    reply = _parsed(message)
+    reply = parsed(message)
     if reply.continues:
         raise WaitEnded(
             "cannot understand the supervisor's answer: it goes on, as none was asked to"
@@ -200,13 +232,13 @@ def _replies(
     method = f"{wire.INTERFACE}.{command.method}"
     connection.send(wire.encode_call(method, parameters or None, more=more))
     while True:
-        reply = _parsed(connection.receive())
+        reply = parsed(connection.receive())
         yield reply
         if not reply.continues:
             return
 
 
-def _parsed(message: bytes) -> wire.Reply:
+def parsed(message: bytes) -> wire.Reply:
     """The reply in `message`, unless it is an error, which is raised."""
     try:
         reply = wire.parse_reply(message)

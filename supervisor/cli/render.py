@@ -114,6 +114,8 @@ def status(found: Fields) -> Iterator[str]:
         names = "  ".join(text(one) for one in addresses) if isinstance(addresses, list) else ""
         noun = "listener" if held.get("count") == 1 else "listeners"
         yield _row("held", f"{text(held.get('count', 0))} {noun}  {names}".rstrip())
+    elif held.get("detail"):
+        yield _row("held", f"unavailable: {text(held['detail'])}")
     for probe in _each(found.get("probes")):
         since = f"  since {moment(probe['since'])}" if probe.get("since") else ""
         yield _row("probe", _words(probe, "name", "type", "state", "generation", "detail") + since)

@@ -1,10 +1,13 @@
 """Where nginx's standard output and error go: memory that never blocks the writer.
 
 nginx's writes to stderr block. Into a pipe that nobody reads, `error_log stderr` or `access_log
-/dev/stdout` would stop all workers, and a stopped supervisor would stop nginx. So both go to a
+/dev/stdout` would stop all workers, and a stopped supervisor would stop nginx. So each goes to a
 memfd opened O_APPEND (memfd_create(2)); what has been read is given back by punching a hole
 (fallocate(2)), which no writer can notice. nginx may write faster than anybody can read
 (`access_log /dev/stdout`), and what is not read is memory: so the oldest can be dropped unread.
+
+The two are apart, since they have different readers: the errors are told in the supervisor's log,
+and are evidence; what goes to the standard output is passed on as it is (`passing_on`).
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from collections.abc import Iterable
 
 _PUNCH = 0x03  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _NAME = "nginx-output"
+_STDOUT = "nginx-stdout"
 _PAGE = 4096  # a hole in part of a page only zeroes it
 PIECE = 16384
 """Bytes that one drain reads at most; also the longest line."""
@@ -24,38 +29,46 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 
 
 class Capture:
-    """The output of one launch and of every generation that inherits its descriptors."""
+    """The output of one launch and of every generation that inherits its descriptors.
 
-    def __init__(self, fd: int, read_up_to: int = 0) -> None:
+    `stdout` is the standard output, where that is apart; then this is the standard error alone.
+    """
+
+    def __init__(self, fd: int, read_up_to: int = 0, *, stdout: Capture | None = None) -> None:
         self.fd = fd
+        self.stdout = stdout
         self._read_up_to = read_up_to
         self._given_back = 0  # everything before this page is a hole
         self.more = False  # there was more to read than the last drain took
 
     @classmethod
     def create(cls) -> Capture:
-        """A new, empty one."""
-        fd = os.memfd_create(_NAME, os.MFD_CLOEXEC)
+        """A new, empty one, with a standard output of its own."""
+        stdout = cls(_memory(_STDOUT))
         try:
-            return cls(os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_APPEND | os.O_CLOEXEC))
-        finally:
-            os.close(fd)
+            return cls(_memory(_NAME), stdout=stdout)
+        except BaseException:
+            stdout.close()
+            raise
 
     @classmethod
     def reattach(cls, pid: int) -> Capture | None:
         """The capture that process `pid` writes to; None where it has none.
 
         It goes on where a predecessor stopped: what that has read is a hole, or zeros in the last
-        page. Standard output first: nginx puts its error log in the place of its standard error
-        (ngx_log.c, ngx_log_redirect_stderr).
+        page. nginx puts its error log in the place of its standard error (ngx_log.c,
+        ngx_log_redirect_stderr), so of the two there may be the standard output alone.
         """
-        for number in (1, 2):
-            path = f"/proc/{pid}/fd/{number}"
-            with contextlib.suppress(OSError):
-                if os.readlink(path).startswith(f"/memfd:{_NAME}"):
-                    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-                    return cls(fd, _first_unread(fd))
-        return None
+        stdout = _attach(pid, (1,), _STDOUT)
+        # Standard output first: with a supervisor that kept both together it is there as well.
+        both = _attach(pid, (1, 2), _NAME)
+        if stdout < 0 and both < 0:
+            return None
+        return cls(
+            both,
+            _first_unread(both) if both >= 0 else 0,
+            stdout=cls(stdout, _first_unread(stdout)) if stdout >= 0 else None,
+        )
 
     @property
     def read_up_to(self) -> int:
@@ -84,18 +97,31 @@ class Capture:
         Empty when there are none, and when closed: a number that was closed may be another file's
         by now, and a hole in that would be a loss.
         """
+        raw = self.peek()
         self.more = False
-        if self.fd < 0:
+        if not raw:
             return []
+        size = self.behind
+        self.take(len(raw))
+        self.more = size >= PIECE and self.behind > 0
+        return raw.removesuffix(b"\n").split(b"\n")
+
+    def peek(self) -> bytes:
+        """The next complete lines, `PIECE` bytes of them at most; they stay. Empty when closed."""
+        if self.fd < 0:
+            return b""
         raw = os.pread(self.fd, PIECE, self._read_up_to)
+        if raw[:1] == b"\0":  # somebody else has read that: two generations were adopted apart
+            self._read_up_to = max(self._read_up_to, _first_unread(self.fd))
+            raw = os.pread(self.fd, PIECE, self._read_up_to)
         end = raw.rfind(b"\n") + 1
         if not end and len(raw) == PIECE:
             end = len(raw)  # a line longer than the bound is cut
-        if not end:
-            return []
-        self._give_back(self._read_up_to + end)
-        self.more = len(raw) == PIECE and self.behind > 0
-        return raw[:end].removesuffix(b"\n").split(b"\n")
+        return raw[:end]
+
+    def take(self, count: int) -> None:
+        """The first `count` bytes of what `peek` gave are done with; their memory is given back."""
+        self._give_back(self._read_up_to + count)
 
     def drop_all_but(self, most: int) -> int:
         """Give the oldest of what is unread back, up to a line's end; how many bytes are lost.
@@ -121,6 +147,26 @@ class Capture:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+        if self.stdout is not None:
+            self.stdout.close()
+
+
+def _memory(name: str) -> int:
+    fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+    finally:
+        os.close(fd)
+
+
+def _attach(pid: int, numbers: Iterable[int], name: str) -> int:
+    """The memory `name` behind the first of these descriptors of `pid` that has it; -1: none."""
+    for number in numbers:
+        path = f"/proc/{pid}/fd/{number}"
+        with contextlib.suppress(OSError):
+            if os.readlink(path).startswith(f"/memfd:{name}"):
+                return os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+    return -1
 
 
 def _first_unread(fd: int) -> int:

@@ -73,6 +73,10 @@ class ControlBackend(Protocol):
         """The reply of Check; changes nothing, may be cancelled."""
         ...
 
+    async def health(self) -> Fields:
+        """The reply of Health; it waits for the engine, and may be cancelled."""
+        ...
+
     async def doctor(self) -> Fields:
         """The reply of Doctor; changes nothing, may be cancelled."""
         ...
@@ -197,6 +201,12 @@ async def _check(backend: ControlBackend, exchange: Exchange, given: Fields) -> 
     await exchange.reply(checked)
 
 
+async def _health(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    with exchange.while_connected(Use.LOOKS):
+        found = await backend.health()
+    await exchange.reply(found)
+
+
 async def _doctor(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
     with exchange.while_connected(Use.LOOKS):
         found = await backend.doctor()
@@ -276,6 +286,7 @@ ROUTES: tuple[Route, ...] = (
     Route("Status", Access.VIEW, _status),
     Route("History", Access.VIEW, _history),
     Route("Versions", Access.VIEW, _versions),
+    Route("Health", Access.VIEW, _health),
     Route("Check", Access.OPERATE, _check),
     Route("Doctor", Access.OPERATE, _doctor),  # it has nginx run, to tell its configuration
     Route("Events", Access.VIEW, _events),

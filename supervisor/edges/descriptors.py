@@ -82,5 +82,17 @@ class Reserve:
             os.close(self._held.pop())
 
 
+def open_standard_descriptors() -> None:
+    """Descriptors 0 to 2 lead somewhere: a file that got such a number would be written into.
+
+    To be called before anything else is opened.
+    """
+    opened = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    while opened <= 2:
+        os.set_inheritable(opened, True)
+        opened = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    os.close(opened)
+
+
 RESERVE = Reserve()
 """The supervisor's own; empty until it is filled at its start."""

@@ -88,7 +88,7 @@ async def _start(
 ) -> trio.Process:
     base = {"PATH": _PATH, "LANG": "C.UTF-8", "PROBE_NAME": probe.name}
     try:
-        started = await trio.lowlevel.open_process(
+        started = await children.start(
             list(probe.command),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -43,7 +43,8 @@ _SIGNALS = "signals"
 _LARGEST = 2**26
 
 HANDLED = (
-    signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD,
+    signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
+    signal.SIGCHLD,
 )  # fmt: skip
 """The signals that the supervisor handles; blocked from before the execve until it does again."""
 

@@ -75,12 +75,13 @@ class HeldListeners:
             self.release()
 
     def report(self) -> dict[str, object]:
-        """What `status` shows: `available`, `count`, `addresses`."""
+        """What `status` shows: `available`, and why not (`detail`), `count`, `addresses`."""
         held = [one for one in self._listening.values() if one.fd is not None]
         return {
             "available": self._enabled and self.problem is None,
             "count": len(held),
             "addresses": sorted({str(one.listen) for one in held}),
+            "detail": self.problem if self._enabled else "switched off: [restart] hold_listeners",
         }
 
     # --- holding ----------------------------------------------------------------------------

@@ -15,19 +15,22 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 import trio
 
 from supervisor.core.errors import OperationFailed
-from supervisor.edges import linux, procfs
+from supervisor.edges import children, linux, procfs
 from supervisor.edges.capture import Capture
 from supervisor.edges.linux import ExitStatus
 from supervisor.edges.process import Process
 
-_INTERMEDIATE = 'unset PWD OLDPWD SHLVL; "$@" >&2 & echo $!; exec >/dev/null; wait $!'
+_INTERMEDIATE = (
+    'unset PWD OLDPWD SHLVL; "$@" </dev/null & echo $! >&0; exec </dev/null >/dev/null; wait $!'
+)
+"""Its standard input is where it tells nginx's pid: dash knows no descriptors beyond 9 by number,
+and those up to 9 may be listeners. Its outputs are nginx's, so it lets go of standard output."""
 _LIMIT = re.compile(rb"/bin/sh -c ulimit -S -n (?:[0-9]+|unlimited); ")
 """nginx gets the limit that the supervisor was started with, and not the one that it has."""
 
@@ -84,26 +87,37 @@ class Launch:
     ) -> Launch:
         """Start `argv` (absolute argv[0]) with exactly `environment` and the inheritance variable.
 
-        `listeners` are listening sockets that nginx inherits; the caller keeps and closes its own.
+        Its outputs go to `output`. `listeners` are listening sockets that nginx inherits; the
+        caller keeps and closes its own.
         Raises OperationFailed when the process cannot be made. Cancelling takes effect at the
         caller's next checkpoint, when there is something to clean up.
         """
         inherited = "".join(f"{fd};" for fd in listeners)
         script = f"ulimit -S -n {linux.files_given()}; {_INTERMEDIATE}"
+        stdout = output if output.stdout is None else output.stdout
         try:
-            with trio.CancelScope(shield=True):
-                sh = await trio.lowlevel.open_process(
-                    ["/bin/sh", "-c", script, "sh", *argv],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=output.fd,
-                    env={**environment, inherit_variable: inherited, **_ROOM},
-                    cwd="/",
-                    start_new_session=True,
-                    umask=0o022,
-                    pass_fds=tuple(listeners),
-                )
-                pid = await _read_pid(sh)
+            told, telling = os.pipe2(os.O_CLOEXEC)
+            stream = trio.lowlevel.FdStream(told)
+            try:
+                with trio.CancelScope(shield=True):
+                    sh = await children.start(
+                        ["/bin/sh", "-c", script, "sh", *argv],
+                        stdin=telling,
+                        stdout=stdout.fd,
+                        stderr=output.fd,
+                        env={**environment, inherit_variable: inherited, **_ROOM},
+                        cwd="/",
+                        start_new_session=True,
+                        umask=0o022,
+                        pass_fds=tuple(listeners),
+                    )
+                    os.close(telling)
+                    telling = -1
+                    pid = await _read_pid(stream)
+            finally:
+                if telling >= 0:
+                    os.close(telling)
+                stream.close()
         except OSError as exc:
             raise OperationFailed(
                 "start_failed", f"cannot start {argv[0]}: {exc.strerror or exc}"
@@ -140,15 +154,12 @@ class Launch:
         with trio.CancelScope(shield=True):
             self._sh.send_signal(signal.SIGKILL)
             await self._sh.wait()
-            if self._sh.stdout is not None:
-                await self._sh.stdout.aclose()
 
 
-async def _read_pid(sh: trio.Process) -> int | None:
-    assert sh.stdout is not None
+async def _read_pid(told: trio.lowlevel.FdStream) -> int | None:
     line = b""
     while not line.endswith(b"\n"):
-        part = await sh.stdout.receive_some(64)
+        part = await told.receive_some(64)
         if not part:
             return None
         line += part

@@ -58,6 +58,7 @@ _MORE = Happened.MASK_ADD  # a folder may be the one of a log, and above another
 _MOST_LINKS = 40  # the kernel's own limit, path_resolution(7)
 _NO_FILE = ("/dev/", "/proc/")
 _OF_NOBODY = ("/dev/null", "/dev/stderr", "/dev/stdout", "/proc/self/fd/1", "/proc/self/fd/2")
+_STDOUT = ("/dev/stdout", "/proc/self/fd/1")
 _TOO_MANY = "; raise fs.inotify.max_user_watches and the limit of open files"
 _NO_RIGHT = (
     "; give the supervisor's user the right to read it, or have nginx write to [syslog] as well"
@@ -108,6 +109,7 @@ class _Log:
     path: str
     file: _File | None = None
     problem: str = ""
+    elsewhere: str = ""  # the standard output or error that it leads to
     known: bool = False  # it was looked for before: a file that comes now is new altogether
     folders: frozenset[int] = field(default=frozenset())  # the watches of where it may come
 
@@ -138,6 +140,11 @@ class LogFiles:
     def unread(self) -> dict[str, str]:
         """The logs that cannot be followed, and why."""
         return {path: log.problem for path, log in self._logs.items() if log.problem}
+
+    @property
+    def on_stdout(self) -> bool:
+        """One of the logs leads to nginx's standard output."""
+        return any(log.elsewhere in _STDOUT for log in self._logs.values())
 
     @property
     def places(self) -> dict[str, list[int]]:
@@ -214,6 +221,7 @@ class LogFiles:
         self._stale = False
         news = []
         for log in self._logs.values():
+            log.elsewhere = ""
             try:
                 self._watch_folders(log)  # first: what comes after it is told
                 found = self._find(log)
@@ -222,7 +230,8 @@ class LogFiles:
             except OSError as exc:
                 news += self._tell(log, exc)
                 continue
-            except _HeardElsewhere:
+            except _HeardElsewhere as exc:
+                log.elsewhere = str(exc)
                 left, log.file = log.file, None
                 if left is not None:
                     self._leave(left, at)
@@ -453,7 +462,7 @@ def _followed(path: str) -> str:
     trusted = {0, os.geteuid()}
     for _ in range(_MOST_LINKS):
         if path in _OF_NOBODY:
-            raise _HeardElsewhere
+            raise _HeardElsewhere(path)
         if path.startswith(_NO_FILE):
             raise OSError(0, f"it leads to {path}, which is no file of its own")
         try:

@@ -300,7 +300,7 @@ async def _run(
 async def _start(path: Path, arguments: Sequence[str], env: Mapping[str, str]) -> trio.Process:
     try:
         with trio.CancelScope(shield=True):  # else nobody would own what was just started
-            process = await trio.lowlevel.open_process(
+            process = await children.start(
                 [str(path), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

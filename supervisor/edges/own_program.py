@@ -20,6 +20,7 @@ from pathlib import Path
 import trio
 
 from supervisor.core.errors import Refusal
+from supervisor.edges import children
 
 CHECK_LIMIT = 30.0
 """Seconds that a new program gets to say what it thinks of the configuration."""
@@ -61,7 +62,7 @@ class OwnProgram:
         command = [*self.interpreter, "check", "--config", str(self.config)]
         done = None
         try:
-            with trio.move_on_after(CHECK_LIMIT):
+            with children.beginning(), trio.move_on_after(CHECK_LIMIT):
                 done = await trio.run_process(
                     command, stdin=subprocess.DEVNULL, capture_stdout=True, capture_stderr=True,
                     check=False, env=dict(self.environment), start_new_session=True,

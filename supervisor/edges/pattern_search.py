@@ -88,7 +88,7 @@ async def _search_apart(pattern: str, text: str) -> int:
     message = b"%d\n%s%s" % (len(wanted), wanted, text.encode("utf-8", "surrogatepass"))
     with trio.CancelScope(shield=True):  # a process that was made is also ended
         process = children.note(
-            await trio.lowlevel.open_process(
+            await children.start(
                 [sys.executable, "-I", "-S", "-c", _PROGRAM],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,

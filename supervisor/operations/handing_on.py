@@ -32,8 +32,7 @@ def give(world: World) -> Parcel:
     outputs: dict[int, Capture] = {}
     generations = []
     for one in world.generations:
-        if one.output is not None and one.output.fd >= 0:
-            outputs[one.output.fd] = one.output
+        outputs |= {part.fd: part for part in _parts(one.output)}
         processes = [one.master, *one.workers.values()]
         fds += [process.pidfd for process in processes if process.pidfd >= 0]
         generations.append(_generation_to_data(one))
@@ -72,7 +71,9 @@ def read(world: World, data: Mapping[str, Any]) -> Handed:
 
     Raises SupervisorError where the candidate's version is not in the store any more.
     """
-    outputs = {int(fd): Capture(int(fd), int(read_to)) for fd, read_to in data["outputs"]}
+    read_to = {int(fd): int(count) for fd, count in data["outputs"]}
+    pairs = {tuple(one["output"]) for one in data["generations"]}
+    outputs = {pair: _capture(pair[0], pair[1], read_to) for pair in pairs}
     identity = data["last_identity"]
     return Handed(
         generations=tuple(_generation_from_data(one, outputs) for one in data["generations"]),
@@ -120,7 +121,7 @@ def _generation_to_data(one: Generation) -> dict[str, object]:
         "role": one.role.value,
         "master": _process_to_data(one.master),
         "program": _program_to_data(one.program),
-        "output": None if one.output is None else one.output.fd,
+        "output": _numbers(one.output),
         "workers": [_process_to_data(process) for process in one.workers.values()],
         "exit": None if one.exit is None else [one.exit.code, one.exit.signal],
         "told_to_stop": one.told_to_stop,
@@ -133,14 +134,37 @@ def _generation_to_data(one: Generation) -> dict[str, object]:
     }
 
 
-def _generation_from_data(data: Mapping[str, Any], outputs: Mapping[int, Capture]) -> Generation:
+def _parts(output: Capture | None) -> list[Capture]:
+    """The open ones of standard error and standard output."""
+    both = [] if output is None else [output, output.stdout]
+    return [part for part in both if part is not None and part.fd >= 0]
+
+
+def _numbers(output: Capture | None) -> list[int | None]:
+    """The descriptors of standard error and standard output; None: that part is not there."""
+    if output is None:
+        return [None, None]
+    return [output.fd, None if output.stdout is None else output.stdout.fd]
+
+
+def _capture(output: int | None, stdout: int | None, read_to: Mapping[int, int]) -> Capture | None:
+    """To be shared by all generations that shared it; -1 stays for a part that was closed."""
+    if output is None:
+        return None
+    apart = None if stdout is None else Capture(stdout, read_to.get(stdout, 0))
+    return Capture(output, read_to.get(output, 0), stdout=apart)
+
+
+def _generation_from_data(
+    data: Mapping[str, Any], outputs: Mapping[tuple[Any, ...], Capture | None]
+) -> Generation:
     exited, executable = data["exit"], data["executable"]
     return Generation(
         id=int(data["id"]),
         role=Role(data["role"]),
         master=_process(data["master"]),
         program=_program(data["program"]),
-        output=outputs.get(data["output"]),
+        output=outputs[tuple(data["output"])],
         workers={int(one[0]): _process(one) for one in data["workers"]},
         exit=None if exited is None else ExitStatus(code=exited[0], signal=exited[1]),
         told_to_stop=data["told_to_stop"],

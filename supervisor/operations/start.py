@@ -21,7 +21,7 @@ from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.launch import Launch
 from supervisor.edges.placing import sha256_of
 from supervisor.edges.process import Process
-from supervisor.edges.sockets import unix_paths
+from supervisor.edges.sockets import is_busy, unix_paths
 from supervisor.edges.store import Origin, StoredVersion
 from supervisor.operations.choice import fallback, known_on_disk, put_wanted_on_disk
 from supervisor.operations.facts import (
@@ -36,9 +36,12 @@ from supervisor.operations.listeners import for_successor
 from supervisor.operations.pidfiles import settle_pid_file
 from supervisor.operations.restore import put_back
 from supervisor.operations.spawn import wait_ready
-from supervisor.operations.world import World
+from supervisor.operations.world import POLL, World
 
 _ADDRESS_IN_USE = "failed (98: "  # as nginx writes EADDRINUSE
+
+LEAVE_LIMIT = 5.0
+"""Seconds for orphans to close their listeners; then nginx says what is in the way."""
 
 KILL_LIMIT = 5.0
 """Seconds that the kernel is given to end what did not start."""
@@ -154,6 +157,7 @@ async def _start_from_disk(world: World, leaving: Sequence[Generation]) -> Gener
     program = facts.refresh(known or await _store_program(world, facts))
     listeners = for_successor(world, leaving, facts.config.listens)
     try:
+        await _free_addresses(world, leaving, listeners, facts)
         remove_stale_sockets(facts, listeners)
         generation = await launch(
             world, program, environment(world, program.environment), listeners
@@ -173,6 +177,34 @@ async def _start_from_disk(world: World, leaving: Sequence[Generation]) -> Gener
     if program.stored is not None:
         await _mark_good(world, program.stored)
     return generation
+
+
+async def _free_addresses(
+    world: World, leaving: Sequence[Generation], listeners: Sequence[int], facts: Facts
+) -> None:
+    """Orphans whose sockets cannot be handed on leave first: with them nothing could be bound.
+
+    Where pidfd_getfd(2) is forbidden, as in many a container. They finish what they have begun;
+    until the next master is ready new connections are refused.
+    """
+    orphans = [one for one in leaving if not one.alive]
+    if world.held.problem is None or listeners or not orphans:
+        return
+    detail = (
+        "the workers that have lost their master leave before the next one starts, since their "
+        f"sockets cannot be handed on ({world.held.problem}); new connections are refused meanwhile"
+    )
+    world.log.warning("start.orphans_leave_first", detail=detail)
+    for one in orphans:
+        one.signal_workers(signal.SIGQUIT)
+    with trio.move_on_after(LEAVE_LIMIT):
+        while _in_the_way(orphans, facts):  # noqa: ASYNC110 - a socket that is closed tells nobody
+            await trio.sleep(POLL)
+
+
+def _in_the_way(orphans: Sequence[Generation], facts: Facts) -> bool:
+    accepts = any(one.brood().accepting for one in orphans)
+    return accepts or any(map(is_busy, facts.config.listens))
 
 
 async def _with_holder(failure: OperationFailed, facts: Facts) -> OperationFailed:

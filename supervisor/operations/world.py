@@ -11,9 +11,10 @@ import trio
 
 from supervisor.core.errors import SupervisorError
 from supervisor.core.events import Event
-from supervisor.edges import procfs
+from supervisor.edges import children, procfs
 from supervisor.edges.generation import Generation, Program, Role
 from supervisor.edges.held import HeldListeners
+from supervisor.edges.passing_on import StandardOutput
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -214,7 +215,10 @@ class World:
     settle_logs: Callable[[], None] = lambda: None
     """What a candidate wrote, and what was held back so far, counts now."""
     hear_output: Callable[[list[bytes], bool], None] = lambda _lines, _more: None
-    """Lines that nginx wrote to its standard output or error."""
+    """Lines that nginx wrote to its standard error."""
+    hear_stdout: Callable[[bytes], None] = lambda _: None
+    """Lines that nginx wrote to its standard output."""
+    stdout: StandardOutput = field(default_factory=StandardOutput)  # where these go
     reloading: bool = False  # by us
     guard: GuardRun | None = None  # the guarded reload that runs, or that somebody has left
     copying: trio.Lock = field(default_factory=trio.Lock)  # held while files are being copied
@@ -335,19 +339,12 @@ class World:
                 yield stat
 
     def reap_strays(self) -> None:
-        """Reap dead children of ours that nginx left behind and nobody tracks.
+        """Reap dead children that nobody else will: what nginx left behind, and strangers' orphans.
 
-        Only those in a session of our masters: the supervisor's other children are in sessions
-        of their own or in ours, and their exit statuses belong to whoever started them.
+        The exit statuses of nginx's processes and of the supervisor's own children belong to
+        whoever follows them.
         """
-        tracked = self.generations.tracked()
-        for pid in procfs.children(os.getpid()):
-            stat = procfs.read_stat(pid)
-            if stat is None or stat.alive or pid in tracked or stat.session not in self.sessions:
-                continue
-            if pid == stat.session:
-                continue  # the intermediate of a launch: whoever started it awaits it
-            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+        children.reap(self.generations.tracked, self.reap_strays)
 
 
 def _runs_program_of(generation: Generation, pid: int) -> bool:

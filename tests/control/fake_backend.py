@@ -51,7 +51,12 @@ STATUS: Fields = {
         "matches_active": False,
     },
     "config_matches_active": False,
-    "held_listeners": {"available": True, "count": 2, "addresses": ["0.0.0.0:80", "[::]:80"]},
+    "held_listeners": {
+        "available": True,
+        "count": 2,
+        "addresses": ["0.0.0.0:80", "[::]:80"],
+        "detail": None,
+    },
     "probes": [
         {
             "name": "home",
@@ -137,6 +142,12 @@ class FakeBackend:
         self.listener_left = trio.Event()
         self.past: list[Fields] = [verdict("committed", time="2025-01-02T03:04:05Z")]
         self.checked: Fields = {"ok": True, "findings": [{"name": "nginx -t", "ok": True}]}
+        self.healthy: Fields = {
+            "ready": True,
+            "state": "running",
+            "detail": None,
+            "probes_down": [],
+        }
         self.diagnosis: Fields = {"ok": True, "findings": []}
         self.log: list[Fields] = [log_event("daemon.ready")]
         self._senders: list[trio.MemorySendChannel[Fields]] = []
@@ -213,6 +224,10 @@ class FakeBackend:
     async def check(self) -> Fields:
         await trio.lowlevel.checkpoint()
         return self.checked
+
+    async def health(self) -> Fields:
+        await trio.lowlevel.checkpoint()
+        return self.healthy
 
     async def doctor(self) -> Fields:
         await trio.lowlevel.checkpoint()

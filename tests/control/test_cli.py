@@ -348,4 +348,29 @@ def test_no_durations(text: str) -> None:
 
 
 def test_every_method_has_a_command() -> None:
-    assert {command.method for command in COMMANDS.values()} == {route.method for route in ROUTES}
+    called = {command.method for command in COMMANDS.values()} | {"Health"}  # by flags of `check`
+    assert called == {route.method for route in ROUTES}
+
+
+async def test_health_for_the_probes_of_an_orchestrator(control: str, backend: FakeBackend) -> None:
+    for flags in (["--live"], ["--ready"], ["--probes"], ["--live", "--ready", "--probes"]):
+        result = await nginxctl("--socket", control, "check", *flags)
+        assert (result.code, result.out, result.err) == (0, "", "")
+    backend.healthy |= {"probes_down": ["home", "shop"]}
+    assert (await nginxctl("--socket", control, "check", "--ready")).code == 0
+    result = await nginxctl("--socket", control, "check", "--probes")
+    assert (result.code, result.err) == (1, "nginxctl: probes that fail: home, shop\n")
+    backend.healthy |= {"ready": False, "state": "degraded", "detail": "nobody accepts"}
+    assert (await nginxctl("--socket", control, "check", "--live")).code == 0
+    for words in (["check", "--ready"], ["check", "--ready", "--socket", control]):  # by argparse
+        result = await nginxctl("--socket", control, *words)
+        assert result.code == 1
+        assert result.err == (
+            "nginxctl: no worker accepts connections (degraded): nobody accepts\n"
+        )
+    result = await nginxctl("--socket", control, "--json", "check", "--ready")
+    assert result.code == 1
+    assert result.lines == [{**backend.healthy, "ok": False}]
+    result = await nginxctl("--socket", control + "x", "check", "--live")
+    assert result.code == 5
+    assert "there is no such socket" in result.err

@@ -49,8 +49,9 @@ async def test_the_varlink_package(
     assert interfaces == ["org.varlink.service", "org.nginxsupervisor.Control"]
     assert {"Status", "Upgrade", "Progress", "NotPermitted"} <= set(members)
     assert status["generations"][0]["version"] == STATUS["generations"][0]["version"]  # type: ignore[index]
-    assert status["held_listeners"] == STATUS["held_listeners"]
     # To the package a field that is null is one that was left out.
+    held = STATUS["held_listeners"]
+    assert status["held_listeners"] == {k: v for k, v in held.items() if v is not None}  # type: ignore[attr-defined]  # a dict
     assert progress == [{k: v for k, v in one.items() if v is not None} for one in backend.events]
     assert reload == verdict("committed")
     assert error == ["org.varlink.service.InvalidParameter", {"parameter": "now"}]

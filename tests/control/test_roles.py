@@ -44,6 +44,7 @@ CALLS: list[tuple[str, dict[str, object], Role]] = [
     ("Versions", {}, Role.VIEWER),
     ("Events", {}, Role.VIEWER),
     ("Doctor", {}, Role.OPERATOR),
+    ("Health", {}, Role.VIEWER),
     ("Check", {}, Role.OPERATOR),
     ("Upgrade", {}, Role.OPERATOR),
     ("Upgrade", {"binary": None, "trust": False, "hold": True}, Role.OPERATOR),

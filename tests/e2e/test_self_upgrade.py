@@ -322,7 +322,8 @@ def ask(one: Site, path: str) -> None:
 
 
 def lines_of(nginx: Supervised, word: str) -> int:
-    return sum(f"GET /?{word} " in line["line"] for line in logged(nginx, "nginx.output"))
+    """On the supervisor's own standard output, which is in the same file here."""
+    return sum(f'"GET /?{word} ' in line for line in nginx.log_text().splitlines())
 
 
 def drain_left(nginx: Supervised) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 
 import trio
 
 from supervisor.edges import children, procfs
+from tests.edges.launched_nginx import subreaper
 
 
 async def test_what_was_noted_is_told_until_it_ends() -> None:
@@ -48,3 +50,60 @@ async def test_they_are_ended_with_their_groups_and_reaped() -> None:
         assert stat is not None
         assert stat.alive
         other.kill()
+
+
+STRANGERS = """
+import os, sys
+for number in range(300):
+    if os.fork() == 0:
+        if os.fork() == 0:
+            if number % 2:
+                os.setsid()
+            os._exit(7)  # an orphan by now, or in a moment
+        os._exit(0)
+    os.wait()
+"""
+
+
+async def test_orphans_of_strangers_are_reaped_and_no_exit_status_is_stolen() -> None:
+    """Own children end at the same time, some before anybody knows their pid."""
+    with subreaper():
+        tracked = subprocess.Popen(["/bin/sh", "-c", "exit 5"])
+        os.waitid(os.P_PID, tracked.pid, os.WEXITED | os.WNOWAIT)
+        reaped = 0
+
+        def sweep() -> None:
+            nonlocal reaped
+            reaped += children.reap(lambda: {tracked.pid}, sweep)
+
+        async def own(code: int) -> None:
+            for _ in range(15):
+                process = await children.start(["/bin/sh", "-c", f"exit {code}"])
+                sweep()
+                assert await process.wait() == code
+
+        async with trio.open_nursery() as nursery:
+            for code in (3, 4):
+                nursery.start_soon(own, code)
+            made = await children.start([sys.executable, "-I", "-S", "-c", STRANGERS])
+            while made.poll() is None:
+                sweep()
+                await trio.sleep(0.001)
+            assert made.returncode == 0
+        with trio.fail_after(60):
+            while reaped < 300:
+                sweep()
+                await trio.sleep(0.001)
+        assert tracked.wait() == 5
+        assert children.reap(set, sweep) == 0
+
+
+async def test_nobody_is_reaped_while_it_is_not_known_whose_it_is() -> None:
+    again: list[int] = []
+    over = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, over.pid, os.WEXITED | os.WNOWAIT)
+    with children.beginning():
+        assert children.reap(set, lambda: again.append(1)) == 0
+        assert again == []
+    assert again == [1]
+    assert over.wait() == 0

@@ -175,7 +175,8 @@ def test_what_the_master_listens_on_is_followed() -> None:
         assert held.follow(one.master).taken == (f"127.0.0.1:{b}",)
         one.tell("close", a)
         assert held.follow(one.master).dropped == (f"127.0.0.1:{a}",)
-        assert held.report() == {"available": True, "count": 1, "addresses": [f"127.0.0.1:{b}"]}
+        held_now = {"available": True, "count": 1, "addresses": [f"127.0.0.1:{b}"], "detail": None}
+        assert held.report() == held_now
         one.tell("listen", a)  # a duplicate would keep the address bound
         one.die()
         assert held.follow(one.master) == Changed()
@@ -301,7 +302,8 @@ def test_switched_off_nothing_is_held_but_relatives_are_asked() -> None:
         held.follow(one.master)
         held.configure(enabled=False, with_reuseport=False)
         assert held.follow(one.master) == Changed()
-        assert held.report() == {"available": False, "count": 0, "addresses": []}
+        off = "switched off: [restart] hold_listeners"
+        assert held.report() == {"available": False, "count": 0, "addresses": [], "detail": off}
         assert held.for_successor([]) == []
         assert addresses(held.for_successor([one.master])) == [("127.0.0.1", int(a))]
         held.configure(enabled=True, with_reuseport=False)

@@ -74,7 +74,9 @@ async def test_what_the_new_process_gets(output: Capture, monkeypatch: pytest.Mo
             fds = {int(one): os.readlink(f"/proc/{pid}/fd/{one}") for one in _fds(pid)}
             assert set(fds) == {0, 1, 2, held.fileno()}
             assert fds[0] == "/dev/null"
-            assert fds[1] == fds[2] == os.readlink(f"/proc/self/fd/{output.fd}")
+            assert output.stdout is not None
+            assert fds[1] == os.readlink(f"/proc/self/fd/{output.stdout.fd}")
+            assert fds[2] == os.readlink(f"/proc/self/fd/{output.fd}") != fds[1]
             assert _status(pid, "Umask") == 0o022
             assert _status(pid, "SigBlk") == 0
             stat = procfs.read_stat(pid)
@@ -244,14 +246,17 @@ async def test_output_of_all_generations_is_ours(tmp_path: Path, output: Capture
         lines: list[bytes] = []
 
         def all_told() -> bool:
-            while part := output.drain():
-                lines.extend(part)
+            for part in (output, output.stdout):
+                assert part is not None
+                while more := part.drain():
+                    lines.extend(more)
             return len([one for one in lines if b'"GET / HTTP/1.1" 200' in one]) == 1000
 
         await until("a line for each request, which comes after the answer", all_told)
         assert any(b"start new binary process" in one for one in lines)
         found = Capture.reattach(old.master.pid)
         assert found is not None
+        assert os.fstat(found.fd).st_ino == os.fstat(output.fd).st_ino
         found.close()
         old.close()
 
@@ -263,7 +268,10 @@ async def test_a_successor_finds_the_output_of_nginx_with_an_error_log(
         launched = await launch(site, output)
         found = Capture.reattach(launched.master.pid)
         assert found is not None
-        assert os.fstat(found.fd).st_ino == os.fstat(output.fd).st_ino
+        assert found.stdout is not None
+        assert output.stdout is not None
+        assert os.fstat(found.stdout.fd).st_ino == os.fstat(output.stdout.fd).st_ino
+        assert found.drain() == []
         found.close()
         launched.close()
 

@@ -30,7 +30,7 @@ NOT_OF_A_RUN = {
 }
 NOT_OF_A_WORLD = {
     "settings", "log", "store", "journal", "listener", "post", "watch", "lock", "background",
-    "keep_locks", "told_short", "progress", "look_at_logs", "hear_output",
+    "keep_locks", "told_short", "progress", "look_at_logs", "hear_output", "hear_stdout", "stdout",
     "settle_logs",
     "remember", "version_of_upgrade", "hasten",  # parts and wiring, which a new program makes anew
     "held",  # a parcel of its own
@@ -87,6 +87,11 @@ async def hand_over(site: Lab, old: Generation, candidate: Generation) -> None:
     assert again is not None
     assert again.output is not None
     assert again.output.read_up_to == candidate.output.read_up_to
+    assert again.output.stdout is not None
+    assert again.output.stdout.fd not in (-1, again.output.fd)
+    first = world.generations.get(old.id)
+    assert first is not None
+    assert first.output is again.output
     assert again.brood() == candidate.brood()
 
 
@@ -118,6 +123,6 @@ def as_received(given: Parcel) -> dict[str, Any]:
     for one in data["generations"]:
         for process in (one["master"], *one["workers"]):
             process[1] = own[process[1]]
-        one["output"] = own[one["output"]]
+        one["output"] = [own[fd] for fd in one["output"]]
     data["outputs"] = [[own[fd], read_to] for fd, read_to in data["outputs"]]
     return data

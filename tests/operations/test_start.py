@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -14,7 +15,9 @@ import trio
 from supervisor.core.errors import OperationFailed
 from supervisor.edges import procfs
 from supervisor.edges.generation import Role
+from supervisor.edges.process import Process
 from supervisor.operations import start
+from supervisor.operations.listeners import hold
 from tests.operations.lab import Lab, dead, lab
 from tools.nginx_builds import candidate
 from tools.nginx_cache import Build
@@ -167,7 +170,7 @@ async def test_what_nginx_inherits(oldest: Build) -> None:
             fds = Path(f"/proc/{active.master.pid}/fd")
             targets = {int(fd.name): os.readlink(fd) for fd in fds.iterdir()}
             assert targets[0] == "/dev/null"
-            assert targets[1].startswith("/memfd:nginx-output")
+            assert targets[1].startswith("/memfd:nginx-stdout")
             assert sorted(one for one in targets.values() if one == "/dev/null") == ["/dev/null"]
             assert os.readlink(f"/proc/{active.master.pid}/cwd") == "/"
 
@@ -197,3 +200,34 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+
+
+async def test_orphans_whose_sockets_cannot_be_taken_leave_first(
+    oldest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose seccomp profile forbids pidfd_getfd."""
+
+    def forbidden(*_: object) -> int:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(Process, "take_fd", forbidden)
+    async with lab(oldest) as made:
+        made.configure(listens=f"listen unix:{made.folder}/nginx.sock;")
+        first = await made.start()
+        first.look()
+        hold(made.world, first)
+        os.kill(first.master.pid, signal.SIGKILL)
+        await dead(first.master.pid)
+        assert made.world.held.report()["available"] is False
+        await start.start(made.world, rescue=False, cold=False)
+        active = made.world.active
+        assert active is not None
+        assert active is not first
+        told = [one for one in made.log if one["event"] == "start.orphans_leave_first"]
+        assert len(told) == 1
+        assert "pidfd_getfd" in told[0]["detail"]
+        await made.until("the orphans are gone", lambda: first.gone)
+        made.world.generations.drop(first)
+        await made.assert_serves_alone(active)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(f"{made.folder}/nginx.sock")

@@ -23,7 +23,7 @@ from tools.nginx_cache import Build
 BLOCK = 512  # of st_blocks, whatever the file system
 FLOOD = 32 * OUTPUT_BACKLOG
 LONG = "x" * 4000
-ACCESS_LOG = "access_log /dev/stdout; keepalive_requests 100000;"
+ACCESS_LOG = "access_log /dev/stderr; keepalive_requests 100000;"
 
 
 def _memory(generation: Generation) -> int:
@@ -55,7 +55,7 @@ async def _hammer(port: int) -> None:
                 continue
 
 
-async def test_an_access_log_on_standard_output_does_not_fill_the_memory(oldest: Build) -> None:
+async def test_an_access_log_on_standard_error_does_not_fill_the_memory(oldest: Build) -> None:
     """However much nginx writes: a second's worth of it may be there at most."""
     async with lab(oldest, listens=ACCESS_LOG) as made:
         active = await made.start()
