@@ -89,17 +89,16 @@ LAST_WORDS = 1.0
 """Seconds that clients get to read their last reply before the supervisor ends."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`nginx-supervisor`: exits 0 after SIGTERM or SIGINT, 1 on a failed first start, 2 on bad
-    configuration."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """What `nginx-supervisor` understands."""
+    made = argparse.ArgumentParser(
         prog="nginx-supervisor",
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=version())
-    commands = parser.add_subparsers(dest="command", required=True)
+    made.add_argument("--version", action="version", version=version())
+    commands = made.add_subparsers(dest="command", required=True)
     for name, text in (
         ("run", "own nginx until told to end: start it, or adopt the one that runs"),
         ("check", "read the configuration, say what is wrong with it, change nothing"),
@@ -108,7 +107,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_argument(
             "--config", required=True, type=Path, metavar="FILE", help="the configuration (TOML)"
         )
-    given = parser.parse_args(argv)
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`nginx-supervisor`: exits 0 after SIGTERM or SIGINT, 1 on a failed first start, 2 on bad
+    configuration."""
+    given = parser().parse_args(argv)
     # `check` may be run by a supervisor, to which the service manager belongs.
     notifier = Notifier.from_environment() if given.command == "run" else Notifier(None)
     try:

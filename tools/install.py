@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tools.manpages import current_pages
 from tools.private_tree import REPOSITORY, TreeError, private_tree
 
 NAME = "nginx-supervisor"
@@ -82,6 +83,10 @@ class Layout:
             self.prefix / "sbin" / f"{NAME}-migrate": "supervisor.installed.migrate",
             self.prefix / "bin" / "nginxctl": "supervisor.cli",
         }
+
+    def manual(self, page: str) -> Path:
+        """Where a manual page goes, by its section."""
+        return self.prefix / "share" / "man" / f"man{page.rpartition('.')[2]}" / page
 
     def staged(self, path: Path) -> Path:
         """Where the file for `path` is written."""
@@ -150,6 +155,8 @@ def _texts(layout: Layout) -> Iterator[tuple[Path, str]]:
             yield layout.units / path.name, text
         else:
             yield layout.share / "systemd" / below, text
+    for name, text in current_pages().items():
+        yield layout.manual(name), layout.rewritten(text)
     for name in DOCUMENTS:
         yield layout.documents / name, (REPOSITORY / name).read_text()
     yield layout.documents / "examples" / SAMPLE.name, layout.rewritten(SAMPLE.read_text())

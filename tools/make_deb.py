@@ -11,6 +11,7 @@ import gzip
 import hashlib
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -19,10 +20,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tools.install import NAME, Layout, install
+from tools.manpages import source_date
 from tools.private_tree import REPOSITORY, TreeError, own_version, private_tree
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 SCRIPTS = ("postinst", "prerm", "postrm")
+APACHE = re.compile(r"Apache License\s+Version 2\.0, January 2004")
 PARTS = REPOSITORY / "deb"
 REVISION = "1"
 MAINTAINER = "nginx-supervisor maintainers <nginx-supervisor@localhost.localdomain>"
@@ -39,7 +42,7 @@ def make_deb(
     machine = machine or platform.machine()
     if machine not in ARCHITECTURES:
         raise TreeError(f"cannot make a .deb for {machine}: only for {', '.join(ARCHITECTURES)}")
-    epoch = _source_date()
+    epoch = source_date()
     tree = tree or private_tree(machine, version=version)
     number = f"{version or own_version()}-{REVISION}"
     into.mkdir(parents=True, exist_ok=True)
@@ -64,21 +67,18 @@ def make_deb(
     return package
 
 
-def _source_date() -> int:
-    given = os.environ.get("SOURCE_DATE_EPOCH")
-    if given:
-        return int(given)
-    git = ["git", "-C", str(REPOSITORY), "log", "-1", "--format=%ct"]
-    done = subprocess.run(git, capture_output=True, text=True)
-    if done.returncode == 0 and done.stdout.strip():
-        return int(done.stdout)
-    return int((REPOSITORY / "CHANGELOG.md").stat().st_mtime)
-
-
 def _fill(root: Path, tree: Path, number: str, epoch: int) -> None:
     layout = Layout(destdir=root, prefix=Path("/usr"))
     install(layout, tree=tree)
     _write(layout.staged(layout.config), (PARTS / "nginx-supervisor.toml").read_text())
+    for path in layout.staged(layout.library).rglob("*"):
+        if _is_licence(path):
+            path.unlink()  # it is in `copyright`
+    for folder in layout.staged(layout.library).glob("*.dist-info/licenses"):
+        folder.rmdir()
+    overrides = layout.staged(layout.prefix / "share" / "lintian" / "overrides" / NAME)
+    overrides.parent.mkdir(parents=True)
+    _write(overrides, (PARTS / "lintian-overrides").read_text())
     documents = layout.staged(layout.documents)
     (documents / "LICENSE").unlink()  # it is in `copyright`, with those of the other packages
     _write(documents / "copyright", _copyright(tree))
@@ -111,12 +111,22 @@ def _copyright(tree: Path) -> str:
         title = folder.name.removesuffix(".dist-info").replace("-", " ")
         for path in texts:
             rule = "=" * 78
-            parts.append(f"\n{rule}\n{title}: {path.name}\n{rule}\n\n{path.read_text()}")
+            parts.append(f"\n{rule}\n{title}: {path.name}\n{rule}\n\n{_licence_in(path)}")
     return "".join(parts)
 
 
+def _licence_in(path: Path) -> str:
+    text = path.read_text()
+    if APACHE.search(text):
+        return "The Apache License 2.0: /usr/share/common-licenses/Apache-2.0\n"
+    return text
+
+
 def _is_licence(path: Path) -> bool:
-    return path.is_file() and path.name.upper().startswith(("LICENSE", "NOTICE", "COPYING"))
+    inside = any(part.endswith(".dist-info") for part in path.parts)
+    return (
+        inside and path.is_file() and path.name.upper().startswith(("LICENSE", "NOTICE", "COPYING"))
+    )
 
 
 def _control(root: Path, number: str, architecture: str) -> None:

@@ -291,8 +291,8 @@ COMMANDS: Mapping[str, Command] = {
 }
 
 
-def parse_arguments(name: str, words: list[str]) -> argparse.Namespace:
-    """The arguments of command `name`; wrong ones end the process with 2, as argparse does."""
+def parser_of(name: str) -> argparse.ArgumentParser:
+    """The arguments of command `name`."""
     command = COMMANDS[name]
     parser = argparse.ArgumentParser(
         prog=f"{PROGRAM} {name}",
@@ -302,8 +302,14 @@ def parse_arguments(name: str, words: list[str]) -> argparse.Namespace:
     command.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="one JSON object on each line")
     parser.add_argument("--socket", metavar="PATH", help="the supervisor's control socket")
+    return parser
+
+
+def parse_arguments(name: str, words: list[str]) -> argparse.Namespace:
+    """The arguments of command `name`; wrong ones end the process with 2, as argparse does."""
+    parser = parser_of(name)
     given = parser.parse_args(words)
-    contradiction = command.contradiction(given)
+    contradiction = COMMANDS[name].contradiction(given)
     if contradiction is not None:
         parser.error(contradiction)
     return given
