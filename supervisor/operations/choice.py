@@ -105,7 +105,8 @@ async def fallback(world: World, failure: SupervisorError) -> StoredVersion | No
     """The last good version, where a cold start tried one not judged yet that may be to blame.
 
     Not where the good one would fail as well: the fault is then in the configuration, and what a
-    package has put on disk stays there.
+    package has put on disk stays there. Nor where the one on disk takes the configuration by now:
+    that was mended after the one had read it, and before the other did.
     """
     if failure.reason not in _BUILDS_FAULT:
         return None
@@ -114,7 +115,10 @@ async def fallback(world: World, failure: SupervisorError) -> StoredVersion | No
         tried = await trio.to_thread.run_sync(known_on_disk, world)
         if good is None or (tried is not None and (tried.good or tried.id == good.id)):
             return None
-        if failure.reason != "start_timeout" and not await _accepts(world, good):
+        if failure.reason != "start_timeout" and not await _accepts(world, good.binary):
+            return None
+        on_disk = Path(world.settings.nginx.binary)
+        if failure.reason == "config_rejected" and await _accepts(world, on_disk):
             return None
     except SupervisorError as exc:
         world.log.warning("start.no_fallback", reason=exc.reason, detail=exc.detail)
@@ -122,13 +126,13 @@ async def fallback(world: World, failure: SupervisorError) -> StoredVersion | No
     return good
 
 
-async def _accepts(world: World, version: StoredVersion) -> bool:
-    """Whether the stored binary takes the configuration, or nothing says that it does not.
+async def _accepts(world: World, binary: Path) -> bool:
+    """Whether `binary` takes the configuration, or nothing says that it does not.
 
     The modules on disk may be of another version, and the store may not be executable.
     """
     try:
-        await read_facts(world, str(version.binary), settings_argv(world))
+        await read_facts(world, str(binary), settings_argv(world))
     except SupervisorError as exc:
         return exc.reason != "config_rejected"
     return True

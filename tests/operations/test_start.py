@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import socket
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import trio
 
-from supervisor.core.errors import OperationFailed
+from supervisor.core.errors import OperationFailed, SupervisorError
 from supervisor.edges import procfs
-from supervisor.edges.generation import Role
+from supervisor.edges.generation import Generation, Role
 from supervisor.edges.process import Process
-from supervisor.operations import start
+from supervisor.operations import choice, start
+from supervisor.operations.facts import Facts
 from supervisor.operations.listeners import hold
+from supervisor.operations.world import World
 from tests.operations.lab import Lab, dead, lab
 from tools.nginx_builds import candidate
 from tools.nginx_cache import Build
@@ -57,16 +61,43 @@ async def test_a_crash_start_takes_the_sockets_of_orphans(each_build: Build) -> 
 
 async def test_a_crash_start_when_nothing_is_left(oldest: Build) -> None:
     async with lab(oldest) as made:
-        dying = await made.start()
-        workers = dying.look().workers
-        os.kill(dying.master.pid, signal.SIGSTOP)  # or it would start new ones
-        for pid in (*workers, dying.master.pid):
-            os.kill(pid, signal.SIGKILL)
-        await made.until("all dead", lambda: not made.processes())
-        await dead(dying.master.pid)
+        await _end(made, await made.start())
         await start.start(made.world, rescue=False, cold=False)
         assert made.world.active is not None
         await made.assert_serves_alone(made.world.active)
+
+
+async def test_a_configuration_that_is_mended_between_two_tests_blames_no_binary(
+    oldest: Build, newest: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file on disk was tested before somebody had finished writing, the good one after that."""
+    async with lab(oldest) as made:
+        await _end(made, await made.start())
+        shutil.copy(newest.path, made.folder / "new")
+        os.replace(made.folder / "new", made.binary)
+        made.break_configuration()
+        read = choice.read_facts
+
+        async def mended(world: World, binary: str, argv: Sequence[str]) -> Facts:
+            made.configure()
+            return await read(world, binary, argv)
+
+        monkeypatch.setattr(choice, "read_facts", mended)
+        with pytest.raises(SupervisorError) as caught:
+            await start.start(made.world, rescue=False, cold=True)
+        assert caught.value.reason == "config_rejected"
+        await start.start(made.world, rescue=False, cold=True)
+        assert made.world.active is not None
+        await made.assert_serves_alone(made.world.active, newest)
+
+
+async def _end(made: Lab, dying: Generation) -> None:
+    workers = dying.look().workers
+    os.kill(dying.master.pid, signal.SIGSTOP)  # or it would start new ones
+    for pid in (*workers, dying.master.pid):
+        os.kill(pid, signal.SIGKILL)
+    await made.until("all dead", lambda: not made.processes())
+    await dead(dying.master.pid)
 
 
 @pytest.mark.parametrize(
