@@ -93,7 +93,11 @@ class _Eyes:
         found: list[Signal] = []
         with trio.move_on_after(LOOK_LIMIT) as patience:
             found = await trio.to_thread.run_sync(
-                partial(self._look, at=trio.current_time(), queues=queues, old=self._other()),
+                # A thread may begin late, when it is given up and the next look has begun.
+                partial(
+                    self._look, self._sampler, exact=self._exact, at=trio.current_time(),
+                    queues=queues, old=self._other(),
+                ),
                 abandon_on_cancel=True, limiter=self._limiter,
             )  # fmt: skip
         if patience.cancelled_caught:
@@ -116,11 +120,14 @@ class _Eyes:
         other = active if self._generation is candidate else candidate
         return None if other is None else (other.master.pid, other.master.start)
 
-    def _look(self, *, at: float, queues: bool, old: tuple[int, int] | None) -> list[Signal]:
+    def _look(
+        self, sampler: Sampler, *, exact: bool, at: float, queues: bool,
+        old: tuple[int, int] | None,
+    ) -> list[Signal]:  # fmt: skip
         """In a thread: nothing of the supervisor's own is changed here."""
         master = self._generation.master
         processes = processes_of(master.pid, master.start)
-        found: list[Signal] = [*self._sampler.look(processes, at=at, exact=self._exact)]
+        found: list[Signal] = [*sampler.look(processes, at=at, exact=exact)]
         if queues and processes:
             found += [
                 one
