@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -226,9 +227,10 @@ def _epilog(text: str) -> str:
     for block in text.split("\n\n"):
         head, *rows = block.split("\n")
         found.append(f'.SH "{escape(head.strip().rstrip(":")).upper()}"\n'.replace("`RUN`", "RUN"))
-        for row in rows:
-            word, _, meaning = row.strip().partition("  ")
-            found.append(f".TP\n\\fB{escape(word)}\\fR\n{_sentence(meaning.strip())}")
+        # A row that is further to the right goes on with the one before.
+        for row in re.split(r"\n {1,3}(?=\S)", "\n" + "\n".join(rows))[1:]:
+            word, _, meaning = row.partition("  ")
+            found.append(f".TP\n\\fB{escape(word.strip())}\\fR\n{_sentence(meaning)}")
     return "".join(found)
 
 
