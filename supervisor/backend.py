@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import trio
 
 from supervisor import snapshot
 from supervisor.advice import advice_on
-from supervisor.core.commands import Adopt, Command, Restart, SelfUpgrade
+from supervisor.core.commands import Adopt, Command, Detach, Restart, SelfUpgrade
 from supervisor.core.errors import OperationFailed, Refusal, SupervisorError
 from supervisor.core.model import Phase
 from supervisor.doctor import Doctor, reply_of
@@ -143,6 +144,8 @@ class Backend:
 
     async def _objection(self, command: Command) -> SupervisorError | None:
         """Why the command would do harm, or nothing; the machine knows only processes of ours."""
+        if isinstance(command, Detach):
+            return detachable()
         if isinstance(command, Adopt):
             return await self._nothing_to_adopt()
         return await self._restart_would_fail(command)
@@ -268,6 +271,17 @@ class Backend:
     ]:
         """See ControlBackend."""
         return self._tap.follow(new=new)
+
+
+def detachable() -> SupervisorError | None:
+    """Why nginx could not be left serving."""
+    if os.getpid() != 1:
+        return None
+    return Refusal(
+        "pid_1",
+        "cannot detach: the supervisor is PID 1 of its container, and its end is nginx's; "
+        "nginxctl self-upgrade replaces the supervisor by another one",
+    )
 
 
 def _finding(name: str, problem: SupervisorError | None) -> dict[str, object]:

@@ -17,10 +17,10 @@ import structlog
 import trio
 from structlog.typing import FilteringBoundLogger
 
-from supervisor.backend import Backend
+from supervisor.backend import Backend, detachable
 from supervisor.core.commands import Reload, Reopen
 from supervisor.core.errors import ConfigError, SupervisorError
-from supervisor.core.events import TerminateRequested
+from supervisor.core.events import LeaveRequested, TerminateRequested
 from supervisor.core.model import State
 from supervisor.core.settings import ControlSettings, Settings
 from supervisor.edges import linux
@@ -30,6 +30,8 @@ from supervisor.edges.control import serve_control
 from supervisor.edges.control_gate import Gate, notes_on
 from supervisor.edges.control_handover import Door
 from supervisor.edges.descriptors import RESERVE, open_standard_descriptors
+from supervisor.edges.fdstore import DescriptorStore
+from supervisor.edges.fdstore import receive as receive_kept
 from supervisor.edges.files import private_folder
 from supervisor.edges.generation import Generation
 from supervisor.edges.handover import HANDLED, HandOver, Parcel, let_signals_come, receive
@@ -38,6 +40,7 @@ from supervisor.edges.journal import History, Journal
 from supervisor.edges.lock import SupervisorLock, lock_path
 from supervisor.edges.log_tap import LogTap
 from supervisor.edges.logs import configure_logs
+from supervisor.edges.notify import VARIABLE as NOTIFY_SOCKET
 from supervisor.edges.notify import Notifier
 from supervisor.edges.own_program import OwnProgram
 from supervisor.edges.probe_listener import ProbeListener
@@ -52,6 +55,7 @@ from supervisor.inheritance import Estate, register, take_over
 from supervisor.jury import Jury
 from supervisor.log_watch import LogWatch
 from supervisor.operations.config_copies import keep_copy
+from supervisor.operations.listeners import settle, take_back
 from supervisor.operations.world import Generations, World
 from supervisor.reconfigure import reconfigure, restart_policy_of, rules_of
 from supervisor.reloads import Reloads
@@ -70,6 +74,7 @@ EPILOG = """\
 signals to `run`:
   SIGTERM, SIGINT, SIGQUIT
                    stop nginx, then end (so does `systemctl stop` or `restart` of its unit)
+  SIGRTMIN         end once nothing is under way and leave nginx serving (see `nginxctl detach`)
   SIGKILL          nginx serves on; the next supervisor adopts it
   SIGHUP           read the configuration again
   SIGUSR1          have nginx reopen its log files
@@ -116,6 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser().parse_args(argv)
     # `check` may be run by a supervisor, to which the service manager belongs.
     notifier = Notifier.from_environment() if given.command == "run" else Notifier(None)
+    store = DescriptorStore(notifier.environment.get(NOTIFY_SOCKET), receive_kept())
     try:
         settings = load_settings(given.config)
         if given.command == "check":
@@ -134,8 +140,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         RESERVE.fill()
         # A thread that writes must not keep the engine from a signal for 5 ms (the default).
         sys.setswitchinterval(SWITCH_INTERVAL)
-        return trio.run(_run_alone, given.config, settings, tap, hand_over, notifier)
+        return trio.run(_run_alone, given.config, settings, tap, hand_over, notifier, store)
     except SupervisorError as exc:
+        store.forget()
         print(f"nginx-supervisor: {exc.detail}", file=sys.stderr)
         notifier.failed(errno_of(exc), exc.detail)
         return EXIT_CONFIG if isinstance(exc, ConfigError) else 1
@@ -158,11 +165,16 @@ def missing_folders(settings: Settings) -> list[str]:
 
 
 async def _run_alone(
-    config: Path, settings: Settings, tap: LogTap, hand_over: HandOver, notifier: Notifier
+    config: Path,
+    settings: Settings,
+    tap: LogTap,
+    hand_over: HandOver,
+    notifier: Notifier,
+    store: DescriptorStore,
 ) -> int:
     """`run`; an error that was raised on purpose comes out of its nurseries as itself."""
     try:
-        return await run(config, settings, tap, hand_over, notifier)
+        return await run(config, settings, tap, hand_over, notifier, store)
     except BaseExceptionGroup as group:
         cause = _cause(group)
         raise cause from (cause.__cause__ or group)  # what it was made of is told as ERRNO
@@ -228,16 +240,23 @@ class Parts:
 
 
 async def run(
-    config: Path, settings: Settings, tap: LogTap, hand_over: HandOver, notifier: Notifier
+    config: Path,
+    settings: Settings,
+    tap: LogTap,
+    hand_over: HandOver,
+    notifier: Notifier,
+    store: DescriptorStore,
 ) -> int:
     """Own nginx until told to end; returns the exit code."""
     log: FilteringBoundLogger = structlog.get_logger()
     locks = Locks(hand_over)
     try:
         async with trio.open_nursery() as nursery:
-            parts = build(config, settings, tap, log, locks, nursery, hand_over, notifier)
+            parts = build(config, settings, tap, log, locks, nursery, hand_over, notifier, store)
             nursery.start_soon(notifier.run)
+            nursery.start_soon(store.run)
             await nursery.start(serve_signals, config, parts, hand_over)
+            take_back(parts.world, store.take_back(), "from the service manager's store")
             first = take_over(hand_over, parts.estate)
             register(hand_over, parts.estate)
             await nursery.start(_serve_control, settings.control, parts)
@@ -253,6 +272,7 @@ async def run(
                 )
             _note_manager(notifier, log)
             code = await parts.engine.run(*first)
+            await settle(parts.world)
             await parts.engine.wait_told(LAST_WORDS)
             log.info("supervisor.exiting", code=code)
             if code:
@@ -299,6 +319,7 @@ def build(
     nursery: trio.Nursery,
     hand_over: HandOver,
     notifier: Notifier,
+    store: DescriptorStore,
 ) -> Parts:
     """All the parts, connected. Raises SupervisorError where the state directory is unusable."""
     directory = Path(settings.state.directory)
@@ -329,7 +350,9 @@ def build(
         lock=locks.take,
         keep_locks=locks.keep_only,
         held=HeldListeners(
-            enabled=settings.restart.hold_listeners, with_reuseport=settings.restart.hold_reuseport
+            enabled=settings.restart.hold_listeners,
+            with_reuseport=settings.restart.hold_reuseport,
+            store=store,
         ),
     )
     prober = Prober(
@@ -424,9 +447,9 @@ async def serve_signals(
     """Turn signals into what they ask for.
 
     SIGTERM, SIGINT and SIGQUIT (with which `docker stop` ends the official nginx images) stop
-    nginx and end the supervisor, SIGUSR1 reopens nginx's logs, SIGHUP
-    reads the supervisor's own configuration again, SIGUSR2 replaces the supervisor by what is on
-    disk, SIGCHLD sweeps orphans.
+    nginx and end the supervisor, SIGRTMIN leaves nginx serving and ends it, SIGUSR1 reopens
+    nginx's logs, SIGHUP reads the supervisor's own configuration again, SIGUSR2 replaces the
+    supervisor by what is on disk, SIGCHLD sweeps orphans.
     """
     with SignalInbox(HANDLED) as signals:
         hand_over.unheard = lambda: signals.unheard
@@ -448,8 +471,19 @@ async def serve_signals(
                 async with parts.engine.submit(Reopen()) as answers:
                     async for _ in answers:
                         pass
+            elif number == signal.SIGRTMIN:
+                leave(parts)
             else:
                 parts.engine.post(TerminateRequested())
+
+
+def leave(parts: Parts) -> None:
+    """End and leave nginx serving, unless the end of this process is the end of all others."""
+    problem = detachable()
+    if problem is None:
+        parts.engine.post(LeaveRequested())
+    else:
+        parts.world.log.warning("request.refused", reason=problem.reason, detail=problem.detail)
 
 
 if __name__ == "__main__":

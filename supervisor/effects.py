@@ -369,6 +369,30 @@ class NginxEffects:
 
     # --- telling ----------------------------------------------------------------------------
 
+    async def let_go(self, *, asked: bool) -> str:
+        """See `Effects.let_go`."""
+        world, active = self._world, self._world.active
+        # What nobody looks after must not be held: a reload of what is left could not bind it.
+        listeners.release(world, "nginx is left to itself")
+        world.held.configure(enabled=False, with_reuseport=False)
+        await listeners.settle(world)
+        await self._write_masters()
+        fields: dict[str, object] = {}
+        if active is None or not active.alive:
+            detail = "the supervisor ends, and nginx does not run"
+        else:
+            fields = {"generation": f"g{active.id}", "pid": active.master.pid}
+            detail = (
+                f"nginx {active.program.version} serves on (master {active.master.pid}), and "
+                "nobody restarts it; the next start of the supervisor adopts it"
+            )
+        world.log.warning("supervisor.detached", **fields, detail=detail)
+        if asked:
+            told = {"operation": "detach", "verdict": Verdict.DONE.value, "reason": "detached",
+                    "detail": detail, "elapsed_s": 0.0}  # fmt: skip
+            await self._verdicts.keep(self._verdicts.describe(told, None))
+        return detail
+
     def settled(self, state: State) -> None:
         """Tell whoever has to know of the change; close what nobody would accept from."""
         self._reloads.settled(state)

@@ -354,6 +354,10 @@ class Engine:
                 nursery.start_soon(self._retire, generation)
             case actions.HastenDrain():
                 self._effects.hasten()
+            case actions.LetGo(request):
+                serving = await self._effects.let_go(asked=request is not None)
+                if request is not None:
+                    self._answer(request, "done", "detached", serving)
             case actions.Exit(code):
                 self.exit_code = code
 

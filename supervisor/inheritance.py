@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -18,8 +19,10 @@ import trio
 from supervisor.core.actions import Action, Operation, Run
 from supervisor.core.errors import SupervisorError
 from supervisor.edges import children
+from supervisor.edges.fdstore import Kept
 from supervisor.edges.handover import HandOver, Parcel, close_all
 from supervisor.operations import handing_on
+from supervisor.operations.listeners import take_back
 
 if TYPE_CHECKING:
     from supervisor.backend import Backend
@@ -56,12 +59,26 @@ def register(hand_over: HandOver, estate: Estate) -> None:
     """Have all that is known handed on when this program is replaced."""
     world = estate.world
     hand_over.register(handing_on.PARCEL, partial(handing_on.give, world))
-    hand_over.register(HELD, lambda: Parcel(fds=world.held.descriptors))
+    hand_over.register(HELD, partial(_give_held, world))
     hand_over.register("engine", lambda: Parcel(data=estate.engine.to_data()))
     hand_over.register("evidence", lambda: Parcel(data=estate.evidence.to_data()))
     hand_over.register("effects", lambda: Parcel(data=estate.effects.to_data()))
     hand_over.register("log", lambda: Parcel(data=estate.tap.recent))
     hand_over.register("supervisor", partial(_give_self, estate))
+
+
+def _give_held(world: World) -> Parcel:
+    kept = world.held.kept
+    return Parcel(fds=tuple(one.fd for one in kept), data=[one.name for one in kept])
+
+
+def _kept(parcel: Parcel) -> list[Kept]:
+    """Without a name where the predecessor knew none, or its data cannot be understood."""
+    names = parcel.data if isinstance(parcel.data, list) else []
+    return [
+        Kept(fd, name if isinstance(name, str) else "")
+        for fd, name in zip_longest(parcel.fds, names[: len(parcel.fds)])
+    ]
 
 
 def _give_self(estate: Estate) -> Parcel:
@@ -94,7 +111,7 @@ def take_over(hand_over: HandOver, estate: Estate) -> tuple[Action, ...]:
     if problem:
         return _look_around(given, estate, problem)
     handing_on.take_over(estate.world, handed)
-    estate.world.held.inherit(given.pop(HELD, Parcel()).fds)
+    estate.world.held.inherit(_kept(given.pop(HELD, Parcel())))
     take_what_can_be(given, hand_over, estate)
     if isinstance(given["log"].data, list):
         estate.tap.put_before(given["log"].data)
@@ -117,8 +134,11 @@ def _read(
 
 
 def _look_around(given: Mapping[str, Parcel], estate: Estate, problem: str) -> tuple[Action, ...]:
-    for parcel in given.values():
-        close_all(parcel.fds)
+    for name, parcel in given.items():
+        if name == HELD:  # who serves is compared with it, as after the death of a supervisor
+            take_back(estate.world, _kept(parcel), "from the supervisor that was replaced")
+        else:
+            close_all(parcel.fds)
     estate.door.forget()
     estate.world.predecessor = (
         f"the supervisor was replaced by {estate.version}, which cannot take its state over "

@@ -60,6 +60,13 @@ class Effects(Protocol):
         """End the drains that run."""
         ...
 
+    async def let_go(self, *, asked: bool) -> str:
+        """Hold nothing of nginx, so that it can be left alone; what is left, for people.
+
+        `asked` says whether somebody waits for that. Never raises.
+        """
+        ...
+
     def settled(self, state: State) -> None:
         """The state has changed; publish it (service manager, roles of generations)."""
         ...

@@ -211,7 +211,7 @@ class Verdicts:
 
 def was_begun(verdict: Mapping[str, object]) -> bool:
     """Whether it ends an upgrade or a rollback that was begun: a refusal has no phase behind it."""
-    if verdict.get("operation") == "reload":
+    if verdict.get("operation") in ("reload", "detach"):
         return False
     return verdict.get("verdict") != Verdict.REFUSED.value or bool(verdict.get("phases"))
 

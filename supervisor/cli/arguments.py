@@ -256,6 +256,10 @@ COMMANDS: Mapping[str, Command] = {
         add_arguments=_adopt_arguments,
         parameters=lambda given: {"take_over": True} if given.take_over else {},
     ),
+    "detach": Command(
+        method="Detach",
+        summary="end the supervisor and leave nginx serving; the next start adopts it",
+    ),
     "self-upgrade": Command(
         method="SelfUpgrade",
         summary="replace the supervisor itself by what is on disk; nginx is not touched",

@@ -147,6 +147,13 @@ class HastenDrain:
 
 
 @dataclass(frozen=True, slots=True)
+class LetGo:
+    """Hold nothing of nginx any more and put on record what is left serving; tell `request`."""
+
+    request: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Exit:
     """End the supervisor with `code`."""
 
@@ -168,5 +175,6 @@ Action = (
     | ReopenLogs
     | Retire
     | HastenDrain
+    | LetGo
     | Exit
 )

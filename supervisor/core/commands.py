@@ -80,6 +80,11 @@ class Adopt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Detach:
+    """End the supervisor and leave nginx serving, as it is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SelfUpgrade:
     """Replace the supervisor itself, after the upgrade that runs or (`now`) in the midst of it.
 
@@ -89,4 +94,6 @@ class SelfUpgrade:
     now: bool = False
 
 
-Command = Upgrade | Promote | Rollback | Reload | Reopen | Drain | Stop | Start | Restart | Adopt
+Command = (
+    Upgrade | Promote | Rollback | Reload | Reopen | Drain | Stop | Start | Restart | Adopt | Detach
+)

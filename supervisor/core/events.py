@@ -28,6 +28,11 @@ class TerminateRequested:
     """The supervisor itself was told to end (SIGTERM, SIGINT)."""
 
 
+@dataclass(frozen=True, slots=True)
+class LeaveRequested:
+    """The supervisor was told to end and to leave nginx serving (SIGRTMIN): it is restarted."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MasterExited:
     """The master of `generation` is gone; `orderly` where it left by itself with code 0."""
@@ -133,6 +138,7 @@ class ReloadEnded:
 Event = (
     Requested
     | TerminateRequested
+    | LeaveRequested
     | MasterExited
     | GenerationGone
     | Succeeded

@@ -48,6 +48,7 @@ from supervisor.core.events import (
     Event,
     Failed,
     GenerationGone,
+    LeaveRequested,
     MasterExited,
     ProbeFailed,
     ReloadEnded,
@@ -58,6 +59,7 @@ from supervisor.core.events import (
     TimerFired,
     Triggered,
 )
+from supervisor.core.leaving import detach, leave, on_the_way_out
 from supervisor.core.model import Goal, Phase, State
 from supervisor.core.serving import (
     active_lost,
@@ -125,7 +127,9 @@ class Column(Enum):
     START = "start"
     RESTART = "restart"
     ADOPT = "adopt"
+    DETACH = "detach"
     TERMINATE = "terminate"
+    LEAVE = "leave"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     ACTIVE_EXITED = "active exited"
@@ -151,10 +155,12 @@ _COMMAND_COLUMNS: Mapping[type[commands.Command], Column] = {
     commands.Start: Column.START,
     commands.Restart: Column.RESTART,
     commands.Adopt: Column.ADOPT,
+    commands.Detach: Column.DETACH,
 }
 
 _FACT_COLUMNS: Mapping[type[Event], Column] = {
     TerminateRequested: Column.TERMINATE,
+    LeaveRequested: Column.LEAVE,
     Succeeded: Column.SUCCEEDED,
     Failed: Column.FAILED,
     GenerationGone: Column.GONE,
@@ -182,7 +188,7 @@ def column_of(state: State, event: Event) -> Column:
 
 def step(state: State, event: Event) -> Step:
     """The next state and the actions that lead there; never raises, never waits."""
-    return TABLE[state.phase][column_of(state, event)](state, event)
+    return on_the_way_out(*TABLE[state.phase][column_of(state, event)](state, event))
 
 
 # --- the table -----------------------------------------------------------------------------
@@ -196,6 +202,11 @@ _draining = refuse(
     "previous_generation_draining",
     "cannot do this: connections of the previous generation are still open, and nginx ignores "
     "USR2 until they end; wait (nginxctl status), or nginxctl drain --now",
+)
+_draining_alone = refuse(
+    "previous_generation_draining",
+    "cannot detach: connections of the previous generation are still open, and nobody would end "
+    "them in time; wait (nginxctl status), or nginxctl drain --now",
 )
 _nothing_draining = refuse("nothing_draining", undrained_text)
 _not_held = refuse("not_held", NOT_HELD)
@@ -218,6 +229,7 @@ def _ignored(*columns: Column) -> dict[Column, Cell]:
 _EVERYWHERE: dict[Column, Cell] = {
     C.STOP: stop_with(Goal.STOP),
     C.TERMINATE: stop_with(Goal.EXIT),
+    C.LEAVE: leave,
     C.RELOADED: reload_ended,
     C.RULES: rules_changed,
     C.PROBE_FAILED: stay,
@@ -236,6 +248,7 @@ _IN_UPGRADE: dict[Column, Cell] = {
     C.UPGRADE: _busy,
     C.RESTART: _busy,
     C.ADOPT: _busy,
+    C.DETACH: _busy,
     C.START: _already,
     C.DRAIN: _nothing_draining,
     C.RELOAD: reload_later,
@@ -257,25 +270,27 @@ TABLE: Mapping[Phase, Mapping[Column, Cell]] = {
         C.ACTIVE_EXITED: note_exit, C.OTHER_EXITED: note_exit,
         C.UPGRADE: _not_ready, C.ROLLBACK: _not_ready, C.RELOAD: _not_ready,
         C.DRAIN: _nothing_draining, C.START: attach, C.ADOPT: _not_ready,
+        C.DETACH: _not_ready,
         C.SUCCEEDED: started, C.FAILED: start_failed, C.GONE: gone,
     },
     Phase.IDLE: {
         **_AT_REST, **_NO_EVIDENCE, **_ignored(C.TIMER, C.SUCCEEDED, C.FAILED),
         C.UPGRADE: begin, C.ROLLBACK: begin, C.RELOAD: reload,
         C.DRAIN: _nothing_draining, C.START: _already, C.ADOPT: adopt,
+        C.DETACH: detach,
         C.ACTIVE_EXITED: active_lost, C.GONE: gone, C.PROBE_FAILED: probe_failed,
     },
     Phase.BACKOFF: {
         **_AT_REST, **_NO_EVIDENCE, **_ignored(C.ACTIVE_EXITED, C.SUCCEEDED, C.FAILED),
         C.UPGRADE: _not_running, C.ROLLBACK: _not_running, C.RELOAD: _not_running,
         C.DRAIN: _nothing_draining, C.START: start_now, C.ADOPT: start_now,
-        C.TIMER: backoff_over, C.GONE: gone,
+        C.TIMER: backoff_over, C.GONE: gone, C.DETACH: _not_running,
     },
     Phase.STOPPING: {
         **_EVERYWHERE, **_NO_EVIDENCE, **_ignored(C.ACTIVE_EXITED, C.OTHER_EXITED, C.TIMER),
         C.UPGRADE: _stopping, C.ROLLBACK: _stopping, C.RELOAD: _stopping, C.PROMOTE: _stopping,
         C.DRAIN: _stopping, C.START: _stopping, C.RESTART: _stopping, C.REOPEN: _stopping,
-        C.ADOPT: _stopping,
+        C.ADOPT: _stopping, C.DETACH: _stopping,
         C.STOP: stop_again, C.TERMINATE: goal_exit,
         C.SUCCEEDED: stopped, C.FAILED: stop_failed, C.GONE: gone,
     },
@@ -285,16 +300,19 @@ TABLE: Mapping[Phase, Mapping[Column, Cell]] = {
         C.UPGRADE: _not_running, C.ROLLBACK: _not_running, C.RELOAD: _not_running,
         C.PROMOTE: _not_held, C.DRAIN: _nothing_draining, C.REOPEN: _not_running,
         C.START: start_now, C.RESTART: start_now, C.ADOPT: start_now, C.GONE: gone,
+        C.DETACH: _not_running,
     },
     Phase.DEGRADED: {
         **_AT_REST, **_NO_EVIDENCE, **_ignored(C.ACTIVE_EXITED, C.TIMER, C.SUCCEEDED, C.FAILED),
         C.UPGRADE: _not_running, C.ROLLBACK: _not_running, C.RELOAD: _not_running,
         C.DRAIN: _nothing_draining, C.START: start_now, C.ADOPT: start_now, C.GONE: gone,
+        C.DETACH: _not_running,
     },
     Phase.TAKING_OVER: {
         **_AT_REST, **_NO_EVIDENCE, **_ignored(C.TIMER),
         C.UPGRADE: _taking_over, C.ROLLBACK: _taking_over, C.RELOAD: _taking_over,
         C.DRAIN: _nothing_draining, C.START: _already, C.ADOPT: attach,
+        C.DETACH: _taking_over,
         C.ACTIVE_EXITED: note_exit, C.OTHER_EXITED: note_exit,
         C.SUCCEEDED: taken_over, C.FAILED: take_over_failed, C.GONE: gone,
     },
@@ -333,6 +351,7 @@ TABLE: Mapping[Phase, Mapping[Column, Cell]] = {
         **_AT_REST, **_NO_EVIDENCE, **_ignored(C.TIMER, C.SUCCEEDED, C.FAILED),
         C.UPGRADE: _draining, C.ROLLBACK: _draining, C.RELOAD: reload,
         C.DRAIN: hasten, C.START: _already, C.ADOPT: _draining,
+        C.DETACH: _draining_alone,
         C.ACTIVE_EXITED: active_lost_in_drain, C.GONE: drained,
     },
     Phase.ROLLING_BACK: {

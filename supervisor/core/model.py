@@ -128,6 +128,7 @@ class State:
     served: bool = False  # some generation has been ready in this supervisor's life
     rescuable: bool = False  # what drains is the generation that the active one replaced
     reloading: bool = False
+    leaving: bool = False  # the supervisor ends once nothing is under way, and nginx serves on
     waiting: tuple[tuple[int, Reload], ...] = field(default=())  # reloads that wait for a verdict
     exits: tuple[MasterExited, ...] = ()  # while an operation runs that brings a generation up
 

@@ -51,7 +51,7 @@ class Ruling:
 
 def rule(state: State, *, now: bool) -> Ruling:
     """Whether the supervisor may be replaced; `now` is for not to wait for an upgrade's verdict."""
-    if state.goal is Goal.EXIT:
+    if state.goal is Goal.EXIT or state.leaving:
         text = "cannot replace the supervisor: it has been told to end"
         return Ruling(moment=Moment.NEVER, reason="stopping", detail=text)
     upgrade = state.upgrade

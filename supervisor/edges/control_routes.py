@@ -179,6 +179,10 @@ async def _adopt(backend: ControlBackend, exchange: Exchange, given: Fields) -> 
     await _operate(backend, exchange, commands.Adopt(take_over=given.get("take_over") is True))
 
 
+async def _detach(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    await _operate(backend, exchange, commands.Detach())
+
+
 async def _self_upgrade(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
     command = commands.SelfUpgrade(now=given.get("now") is True)
     await _operate(backend, exchange, command)
@@ -306,5 +310,6 @@ ROUTES: tuple[Route, ...] = (
     Route("Start", Access.ADMIN, _start),
     Route("Restart", Access.ADMIN, _restart),
     Route("Adopt", Access.ADMIN, _adopt),
+    Route("Detach", Access.ADMIN, _detach),
     Route("SelfUpgrade", Access.ADMIN, _self_upgrade),
 )

@@ -44,7 +44,7 @@ _LARGEST = 2**26
 
 HANDLED = (
     signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2,
-    signal.SIGCHLD,
+    signal.SIGCHLD, signal.SIGRTMIN,
 )  # fmt: skip
 """The signals that the supervisor handles; blocked from before the execve until it does again."""
 

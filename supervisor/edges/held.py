@@ -8,6 +8,9 @@ A duplicate that outlives its listener is worse than none. It keeps an address b
 open that nobody serves: clients hang instead of being refused, and a reload that adds the address
 again cannot bind it. So `follow` holds exactly what the serving master has open, and is called
 again and again; `release` comes before the last master is told to quit.
+
+What is held is in the service manager's store too (`fdstore`), where there is one: so it outlives
+the supervisor. Whatever is dropped here is dropped there; `settled` tells when that is done.
 """
 
 from __future__ import annotations
@@ -16,12 +19,14 @@ import errno
 import os
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from supervisor.core.nginx_listen import AddressKind, Listen
 from supervisor.edges import linux, procfs
 from supervisor.edges.descriptors import NO_DESCRIPTOR
+from supervisor.edges.fdstore import DescriptorStore, Kept, name_of
 from supervisor.edges.process import Process
 from supervisor.edges.sockets import is_busy, listening_address, peer_of
 
@@ -43,6 +48,7 @@ class _Socket:
     listen: Listen
     fd: int | None
     place: tuple[int, int] | None = None  # device and inode of a unix socket's file
+    name: str = ""  # in the service manager's store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +66,15 @@ class HeldListeners:
     Those of a worker, which may have 100,000, are looked at only for a successor.
     """
 
-    def __init__(self, *, enabled: bool = True, with_reuseport: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        enabled: bool = True,
+        with_reuseport: bool = False,
+        store: DescriptorStore | None = None,
+    ) -> None:
         self._enabled = enabled
+        self._store = store or DescriptorStore()
         self._with_reuseport = with_reuseport
         self._listening: dict[int, _Socket] = {}  # by the socket's inode
         self._others: set[int] = set()  # inodes of the master's that never will listen
@@ -132,6 +145,7 @@ class HeldListeners:
                     continue
                 self._listening[inode] = one
                 if one.fd is not None:
+                    self._store.put(one.fd, one.name)
                     taken.append(str(one.listen))
         except OSError as exc:
             self.problem = (
@@ -154,8 +168,9 @@ class HeldListeners:
                 return None
             kept = self._wants(listen) and self._has_room()
             return _Socket(
-                listen=listen, fd=found.detach() if kept else None, place=_place_of(listen)
-            )
+                listen=listen, fd=found.detach() if kept else None, place=_place_of(listen),
+                name=name_of(inode, str(listen)),
+            )  # fmt: skip
 
     def _wants(self, listen: Listen) -> bool:
         return self._enabled and (self._with_reuseport or not listen.reuseport)
@@ -165,7 +180,7 @@ class HeldListeners:
 
         What is not held is taken from living relatives, or bound afresh.
         """
-        held, most = len(self.descriptors), linux.most_files()
+        held, most = len(self.kept), linux.most_files()
         if 2 * (held + 1) + _SPARE_FILES <= most:
             return True
         self.problem = (
@@ -178,12 +193,20 @@ class HeldListeners:
         gone = self._listening.pop(inode)
         if gone.fd is None:
             return None
+        self._store.remove(gone.name)
         os.close(gone.fd)
         return str(gone.listen)
 
     def release(self) -> tuple[str, ...]:
         """Hold nothing any more; the addresses that were held."""
         return tuple(filter(None, [self._drop(inode) for inode in list(self._listening)]))
+
+    async def settled(self) -> bool:
+        """Return once the service manager holds nothing either that was dropped here.
+
+        False where it does not say so in time.
+        """
+        return await self._store.settle()
 
     def keep_only(self, wanted: Iterable[Listen]) -> tuple[str, ...]:
         """Drop what would be in the way of the `wanted` listeners; the addresses of what was held.
@@ -216,17 +239,47 @@ class HeldListeners:
     # --- handing on -------------------------------------------------------------------------
 
     @property
-    def descriptors(self) -> tuple[int, ...]:
-        """Of everything that is held."""
-        return tuple(one.fd for one in self._listening.values() if one.fd is not None)
+    def kept(self) -> tuple[Kept, ...]:
+        """Everything that is held, with its name in the service manager's store."""
+        held = self._listening.values()
+        return tuple(Kept(one.fd, one.name) for one in held if one.fd is not None)
 
-    def inherit(self, fds: Iterable[int]) -> None:
-        """Hold what a predecessor in this process held; what settings do not want is closed."""
-        for fd in fds:
+    def inherit(self, kept: Iterable[Kept]) -> Changed:
+        """Hold what a predecessor held, in this process or in the service manager's store.
+
+        What settings do not want, or is no listener, is closed, and removed from the store. One
+        without a name is not in it yet.
+        """
+        taken, dropped = [], []
+        for given in kept:
+            one = self._take_in(given.fd)
+            if one is None or one.fd is None:
+                self._store.remove(given.name)
+                dropped.append(given.name if one is None else str(one.listen))
+                continue
+            if given.name:
+                inode = os.fstat(one.fd).st_ino
+                self._listening[inode] = replace(one, name=given.name)
+            else:
+                self._store.put(one.fd, one.name)
+            taken.append(str(one.listen))
+        return Changed(taken=tuple(taken), dropped=tuple(filter(None, dropped)))
+
+    def _take_in(self, fd: int) -> _Socket | None:
+        """What `fd` is, and held if it is wanted; else it is closed."""
+        try:
             inode = os.fstat(fd).st_ino
+            if inode in self._listening:
+                os.close(fd)
+                return self._listening[inode]
             one = self._sort(fd, inode)
-            if one is not None:
-                self._listening[inode] = one
+        except OSError:  # no socket
+            with suppress(OSError):
+                os.close(fd)
+            return None
+        if one is not None:
+            self._listening[inode] = one
+        return one
 
     def for_successor(
         self,

@@ -12,7 +12,7 @@ import trio
 from supervisor.core.errors import OperationFailed
 from supervisor.edges.generation import Generation, Role
 from supervisor.operations.foreign import take_in_to_end
-from supervisor.operations.listeners import release
+from supervisor.operations.listeners import let_go
 from supervisor.operations.pidfiles import remove_leftovers, remove_stale, settle_pid_file
 from supervisor.operations.restore import put_previous_back
 from supervisor.operations.spawn import find_late_candidate
@@ -153,7 +153,7 @@ async def stop_all(world: World, deadlines: Deadlines, *, now: bool) -> None:
         path = generation.program.pid_path
         # Before QUIT, and never again after it: new clients are refused from then on.
         generation.told_to_stop = True
-        release(world, "nginx is being stopped")
+        await let_go(world, "nginx is being stopped")
         await end(world, generation, deadlines, hasten)
         world.generations.drop(generation)
         if path:

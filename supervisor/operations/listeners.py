@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from supervisor.core.nginx_listen import Listen
 from supervisor.edges import procfs
+from supervisor.edges.fdstore import Kept
 from supervisor.edges.generation import Generation
 from supervisor.edges.process import Process
 from supervisor.operations.world import World
@@ -53,6 +54,32 @@ def _accepting(generation: Generation) -> list[Process]:
 def release(world: World, why: str) -> None:
     """Hold nothing: what nobody serves from now on is refused, not left waiting."""
     _tell(world, world.held.release(), why)
+
+
+async def let_go(world: World, why: str) -> None:
+    """Hold nothing, and neither does the service manager when this returns.
+
+    Before the last master is told to quit: what it closes must not stay open elsewhere.
+    """
+    release(world, why)
+    await settle(world)
+
+
+async def settle(world: World) -> None:
+    """Return once the service manager has closed what was dropped: its address is free then."""
+    if not await world.held.settled():
+        detail = "the service manager does not say whether it has closed the listeners dropped here"
+        world.log.warning("listeners.not_released", detail=detail)
+
+
+def take_back(world: World, kept: Iterable[Kept], whence: str) -> None:
+    """Hold what was held before this supervisor; whoever serves is compared with it later."""
+    changed = world.held.inherit(kept)
+    if changed.taken or changed.dropped:
+        world.log.info(
+            "listeners.taken_back", taken=list(changed.taken), dropped=list(changed.dropped),
+            detail=whence,
+        )  # fmt: skip
 
 
 def _tell(world: World, dropped: Sequence[str], why: str) -> None:

@@ -169,7 +169,8 @@ def _settle_roles(world: World, history: History) -> None:
     active, candidate = world.active, world.candidate
     if candidate is None or active is None:
         return
-    last = history.last(lambda verdict: verdict.get("operation") != "reload")
+    others = ("reload", "detach")  # they decide nothing about a candidate
+    last = history.last(lambda verdict: verdict.get("operation") not in others)
     committed = last is not None and last.get("verdict") == Verdict.COMMITTED.value
     if committed or not (active.alive and active.look().accepting):
         active.role, candidate.role = Role.RETIRING, Role.ACTIVE

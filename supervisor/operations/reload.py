@@ -30,6 +30,7 @@ from supervisor.edges.pulse import Pulse
 from supervisor.operations.config_copies import keep_copy
 from supervisor.operations.facts import Facts, facts_of_running, passed_on
 from supervisor.operations.foreign import expect_no_foreign_upgrade
+from supervisor.operations.listeners import hold, settle
 from supervisor.operations.reading import believed
 from supervisor.operations.world import POLL, World
 
@@ -221,6 +222,10 @@ async def replace_workers(world: World, active: Generation, facts: Facts | None)
     try:
         await trio.to_thread.run_sync(log.follow, [one for one in names if one not in told])
         world.hear_signal = partial(_hear_signal, complaints)
+        if active is world.active:
+            # What the reload before this one has dropped is free by now: it may come back.
+            hold(world, active)
+            await settle(world)
         unread = "" if log.readable or told else "; ".join(log.unreadable)
         return await _replace_workers(active, facts, complaints, log, unread)
     finally:

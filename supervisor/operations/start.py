@@ -32,7 +32,7 @@ from supervisor.operations.facts import (
     settings_argv,
 )
 from supervisor.operations.foreign import take_in_foreign
-from supervisor.operations.listeners import for_successor
+from supervisor.operations.listeners import for_successor, settle
 from supervisor.operations.pidfiles import settle_pid_file
 from supervisor.operations.restore import put_back
 from supervisor.operations.spawn import wait_ready
@@ -157,6 +157,7 @@ async def _start_from_disk(world: World, leaving: Sequence[Generation]) -> Gener
     program = facts.refresh(known or await _store_program(world, facts))
     listeners = for_successor(world, leaving, facts.config.listens)
     try:
+        await settle(world)  # what nobody inherits must not keep an address from being bound
         await _free_addresses(world, leaving, listeners, facts)
         remove_stale_sockets(facts, listeners)
         generation = await launch(

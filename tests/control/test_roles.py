@@ -63,6 +63,7 @@ CALLS: list[tuple[str, dict[str, object], Role]] = [
     ("Restart", {}, Role.ADMIN),
     ("Adopt", {}, Role.ADMIN),
     ("Adopt", {"take_over": True}, Role.ADMIN),
+    ("Detach", {}, Role.ADMIN),
     ("SelfUpgrade", {}, Role.ADMIN),
     ("SelfUpgrade", {"now": True}, Role.ADMIN),
 ]

@@ -34,6 +34,7 @@ from supervisor.core.events import (
     Event,
     Failed,
     GenerationGone,
+    LeaveRequested,
     ProbeFailed,
     ReloadEnded,
     RulesChanged,
@@ -75,7 +76,8 @@ def test_every_event_has_a_column() -> None:
     made: list[Event] = [asked(kind()) for kind in get_args(commands.Command)]
     made += [exited(generation) for generation in (1, 2, 3)]
     made += [
-        TerminateRequested(), Succeeded(), Failed(reason="r", detail="d"), CandidateHealthy(),
+        TerminateRequested(), LeaveRequested(), Succeeded(), CandidateHealthy(),
+        Failed(reason="r", detail="d"),
         Triggered(reason="r", detail="d"), TimerFired(Timer.SOAK), ReloadEnded(),
         ProbeFailed(generation=1, detail="d", at=0.0), GenerationGone(generation=1),
         RulesChanged(rules=RULES, restarts=RestartPolicy()),

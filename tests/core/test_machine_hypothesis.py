@@ -18,6 +18,7 @@ from supervisor.core.actions import (
     Complete,
     Exit,
     HastenDrain,
+    LetGo,
     Operation,
     Pronounce,
     Refuse,
@@ -33,6 +34,7 @@ from supervisor.core.events import (
     Failed,
     GenerationGone,
     InterruptedUpgrade,
+    LeaveRequested,
     MasterExited,
     ProbeFailed,
     ReloadEnded,
@@ -72,7 +74,7 @@ COMMANDS = st.one_of(
     st.sampled_from(
         [
             commands.Promote(), commands.Rollback(), commands.Reload(), commands.Reopen(),
-            commands.Drain(), commands.Start(), commands.Restart(),
+            commands.Drain(), commands.Start(), commands.Restart(), commands.Detach(),
         ]
     ),
 )  # fmt: skip
@@ -183,6 +185,12 @@ class Supervised(RuleBasedStateMachine):
     @rule()
     def somebody_terminates(self) -> None:
         self.tell(TerminateRequested())
+
+    @precondition(lambda self: self.state.phase in UPGRADING or self.operation is not None)
+    @rule(luck=st.integers(0, 3))
+    def its_unit_is_restarted(self, luck: int) -> None:
+        if not luck:  # it is the beginning of the end
+            self.tell(LeaveRequested())
 
     @precondition(lambda self: self.operation is not None)
     @rule(data=st.data())
@@ -310,6 +318,8 @@ class Supervised(RuleBasedStateMachine):
                 self.attach(request)
             case Refuse(request=request) | Complete(request=request) | ReopenLogs(request):
                 self.answer(request)
+            case LetGo(request):
+                self.let_go(request)
             case ReloadActive(request):
                 assert self.state.active is not None
                 self.reloads += 1
@@ -339,6 +349,15 @@ class Supervised(RuleBasedStateMachine):
             if self.state.upgrade is not None and self.state.upgrade.hold:
                 assert self.promoted
         self.operation = run
+
+    def let_go(self, request: int | None) -> None:
+        """Nothing is half done when nginx is left alone."""
+        assert self.upgrade is None
+        assert self.operation is None
+        assert not self.reloads
+        if request is not None:
+            assert self.state.active in self.living
+            self.answer(request)
 
     def begin_upgrade(self, number: str) -> None:
         assert number not in self.verdicts
@@ -393,6 +412,8 @@ class Supervised(RuleBasedStateMachine):
     @invariant()
     def something_serves_or_the_phase_says_otherwise(self) -> None:
         """A dead active one is only ever so while an operation or a person is asked to help."""
+        if self.exit_code is not None:
+            return  # nginx was left to itself
         if self.state.phase in (Phase.IDLE, Phase.DRAINING):
             assert self.state.active in self.living
         if self.state.phase in (Phase.PREFLIGHT, Phase.SPAWNING, Phase.CANARY, Phase.SHIFTING):

@@ -53,6 +53,7 @@ def test_what_is_held_is_not_waited_for_unless_it_is_decided() -> None:
 def test_not_while_it_ends_nor_beside_a_reload() -> None:
     ending = replace(FRESH, phase=Phase.STOPPING, goal=Goal.EXIT)
     assert rule(ending, now=True).reason == "stopping"
+    assert rule(replace(FRESH, phase=Phase.CANARY, leaving=True), now=True).reason == "stopping"
     assert rule(replace(of(Phase.IDLE), reloading=True), now=True).moment is Moment.LATER
 
 
@@ -90,7 +91,7 @@ def test_no_field_of_the_state_is_forgotten() -> None:
     """What is not handed over is empty whenever the supervisor is replaced, or is the settings'."""
     told = set(state_to_data(FRESH, at=0.0))
     assert told - {"starts", "crashes", "last_delay"} == {one.name for one in fields(State)} - {
-        "rules", "restarts", "reloading", "exits",
+        "rules", "restarts", "reloading", "exits", "leaving",
     }  # fmt: skip
     noted = MasterExited(generation=1, orderly=True, detail="", at=0.0)
     assert "exits" not in state_to_data(replace(FRESH, exits=(noted,)), at=0.0)

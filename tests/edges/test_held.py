@@ -14,6 +14,7 @@ import pytest
 
 from supervisor.core.nginx_listen import AddressKind, Listen, Transport
 from supervisor.edges.capture import Capture
+from supervisor.edges.fdstore import Kept
 from supervisor.edges.held import Changed, HeldListeners
 from supervisor.edges.process import Process
 from tests.edges.launched_nginx import Site, free_port, launch, site_of
@@ -330,7 +331,7 @@ def test_what_a_predecessor_held_is_held_on_to() -> None:
     with listener(a) as one, holding() as before, holding() as after:
         one.tell("listen", b)
         before.follow(one.master)
-        after.inherit([os.dup(fd) for fd in before.descriptors])
+        after.inherit([Kept(os.dup(one.fd), one.name) for one in before.kept])
         before.release()
         assert after.report()["count"] == 2
         assert after.follow(one.master) == Changed()
@@ -342,6 +343,6 @@ def test_what_settings_do_not_want_any_more_is_closed() -> None:
     with listener() as one, holding(with_reuseport=True) as before, holding() as after:
         one.tell("listen", str(free_port()), "reuseport")
         before.follow(one.master)
-        after.inherit([os.dup(fd) for fd in before.descriptors])
+        after.inherit([Kept(os.dup(one.fd), one.name) for one in before.kept])
         assert before.release() != ()
         assert after.report()["count"] == 0
