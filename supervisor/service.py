@@ -30,6 +30,7 @@ SIGNS_OF_LIFE = 3
 """In each period of the watchdog: two may be late on a machine that has no time."""
 EXTENSION, EXTEND_EVERY = 30.0, 10.0
 """Seconds: how long the manager shall wait from each sign on, and how soon the next one comes."""
+_LEAVES = "the supervisor leaves nginx serving and ends"
 _REASONS = {
     "already_supervised": errno.EBUSY,
     "bad_configuration": errno.EINVAL,
@@ -106,7 +107,8 @@ class Service:
         run = self._world.run
         if run is not None and run.to_version and state.candidate is not None:
             versions.setdefault(state.candidate, run.to_version)  # it is being started
-        return service_status(state, versions, told=told, reason=reason, note=self._note)
+        note = _LEAVES if state.leaving else self._note
+        return service_status(state, versions, told=told, reason=reason, note=note)
 
     def _serves(self, state: State) -> bool:
         return may_serve(state) and any(one.brood().accepting for one in self._world.generations)

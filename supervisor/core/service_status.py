@@ -70,4 +70,5 @@ def may_serve(state: State) -> bool:
 
 def is_ending(state: State) -> bool:
     """Whether the supervisor itself will end, and not nginx alone."""
-    return state.goal is Goal.EXIT and state.phase in (Phase.STOPPING, Phase.STOPPED)
+    stops = state.goal is Goal.EXIT and state.phase in (Phase.STOPPING, Phase.STOPPED)
+    return stops or state.leaving

@@ -86,3 +86,4 @@ def test_when_the_supervisor_ends() -> None:
     assert is_ending(replace(stopping, phase=Phase.STOPPED))
     assert not is_ending(replace(stopping, phase=Phase.COMMITTING))
     assert not is_ending(replace(stopping, goal=Goal.STOP))
+    assert is_ending(replace(stopping, goal=Goal.RUN, phase=Phase.CANARY, leaving=True))
