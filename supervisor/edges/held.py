@@ -129,7 +129,7 @@ class HeldListeners:
 
     def _take_new(self, master: Process, found: dict[int, int]) -> list[str]:
         taken = []
-        if all(
+        if found and all(  # a dead master has none, and what it did not let happen stays true
             one.fd is not None or not self._wants(one.listen) for one in self._listening.values()
         ):
             self.problem = None
