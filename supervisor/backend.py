@@ -16,6 +16,7 @@ from supervisor.core.commands import Adopt, Command, Detach, Restart, SelfUpgrad
 from supervisor.core.errors import OperationFailed, Refusal, SupervisorError
 from supervisor.core.model import Phase
 from supervisor.doctor import Doctor, reply_of
+from supervisor.drift import Drift
 from supervisor.edges.config_file import load_settings
 from supervisor.edges.disk_binary import DiskBinaryCache
 from supervisor.edges.journal import History
@@ -67,6 +68,11 @@ class Backend:
         self._error_logs = error_logs
         self._doctor = Doctor(world)
         self._disk = DiskBinaryCache(world.settings.nginx.binary)
+        self._drift = Drift(world)
+
+    async def freshen(self) -> None:
+        """See ControlBackend."""
+        await self._drift.look()
 
     def status(self) -> dict[str, object]:
         """See ControlBackend."""
@@ -85,6 +91,7 @@ class Backend:
             started=self.started,
             replaced=self.replaced,
             error_logs=None if self._error_logs is None else self._error_logs(),
+            drift=self._drift.found,
         )
 
     def _running_upgrade(self) -> dict[str, object]:

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 
 from supervisor.core.model import UPGRADING, Goal, Phase, State, public_state
+from supervisor.drift import Found
 from supervisor.edges import procfs
 from supervisor.edges.disk_binary import DiskBinary
 from supervisor.edges.generation import Generation, Role
@@ -36,6 +37,7 @@ def status(
     started: str | None = None,
     replaced: str | None = None,
     error_logs: Mapping[str, object] | None = None,
+    drift: Found | None = None,
 ) -> dict[str, object]:
     """The reply of Status: the active generation first, orphans of a dead master as retiring.
 
@@ -64,7 +66,12 @@ def status(
             "matches_active": None
             if active is None or disk.sha256 is None
             else disk.sha256 == active.program.sha256,
+            "placed_by": None if drift is None else drift.placed_by,
+            "package": None if drift is None or drift.package is None else drift.package.to_data(),
         },
+        "changed": None
+        if drift is None or drift.changed is None
+        else [one.to_data() for one in drift.changed],
         "config_matches_active": config_matches,
         "held_listeners": dict(held),
         "probes": list(probes),

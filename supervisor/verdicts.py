@@ -97,6 +97,8 @@ class Verdicts:
                 "from_id": run.previous or told.get("from_id"),
                 "to_version": run.to_version,
                 "warnings": list(run.warnings),
+                "changed": list(run.changed),
+                "kept": run.kept,
             }
         return {**told, **verdict}
 

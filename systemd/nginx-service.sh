@@ -55,6 +55,11 @@ start() {
 # A new binary (or a new module, or library) on disk is judged, and refuses nobody: this is what
 # the package's own scripts call once they have put it there. Nothing new: stop and start.
 restart() {
+    # It waits for dpkg, which restarts nginx once for each of its packages.
+    if [ "$(systemctl is-active nginx-supervisor-package.service)" = activating ]; then
+        echo "a package manager is at work; nginx is upgraded once it has finished" >&2
+        return 0
+    fi
     if ask upgrade --if-changed; then
         because unchanged || return 0
         ask restart || { say restart; return 1; }

@@ -99,7 +99,14 @@ def _upgrade_arguments(parser: argparse.ArgumentParser) -> None:
         "--timeout", type=_patience, metavar="D", help="stop waiting (not upgrading) after this"
     )
     parser.add_argument(
-        "--if-changed", action="store_true", help="do nothing if this binary already runs"
+        "--if-changed",
+        action="store_true",
+        help="do nothing if binary, modules and libraries are those that run",
+    )
+    parser.add_argument(
+        "--in-turn",
+        action="store_true",
+        help="wait for package managers and for other upgrades first; for units and hooks",
     )
     parser.add_argument(
         "--trust", action="store_true", help="take a binary that others can write to (root only)"

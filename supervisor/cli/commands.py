@@ -13,6 +13,7 @@ from supervisor.cli.output import OutputLostError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from supervisor.cli.arguments import Command
+    from supervisor.cli.render import Timeline
 
 Fields = dict[str, object]
 
@@ -67,6 +68,8 @@ def run_command(words: list[str], options: Options) -> int:
         return check_health(asked, options)
     command = COMMANDS[name]
     parameters = command.parameters(given)
+    if getattr(given, "in_turn", False):
+        return _operate_in_turn(name, command, parameters, options, given.timeout)
     if command.operates:
         return _operate(name, command, parameters, options, getattr(given, "timeout", None))
     if name == "events":
@@ -129,6 +132,57 @@ def exit_code(command: str, verdict: Fields) -> int:
 def _operate(
     name: str, command: Command, parameters: Fields, options: Options, timeout: float | None
 ) -> int:
+    return _show_end(name, *_ask(name, command, parameters, options, timeout))
+
+
+def _operate_in_turn(
+    name: str, command: Command, parameters: Fields, options: Options, timeout: float | None
+) -> int:
+    """As `_operate`, once nobody else is at it, and again for what came meanwhile.
+
+    What is to be done where nothing runs, or nothing has changed, is done.
+    """
+    from supervisor.cli import turn
+
+    code: int = wire.ExitCode.DONE
+    while True:
+        turn.wait_for_packages()
+        with turn.Rest(options.socket) as rest:
+            before = turn.status(options.socket)
+            if not turn.is_free(before):
+                rest.wait()
+                continue
+            last, timeline = _ask(name, command, parameters, options, timeout)
+            word, reason = last.get("verdict"), last.get("reason")
+            if word == "refused" and reason in turn.BUSY:
+                rest.wait()
+                continue
+            if word == "done" or (word == "refused" and reason == "not_running"):
+                return code
+            code = _show_end(name, last, timeline)
+            if word == "committed" and parameters.get("if_changed") is True:
+                continue
+            if word == "rolled_back" and isinstance(last.get("kept"), str):
+                parameters = {**parameters, "binary": last["kept"]}
+                continue
+            after = turn.status(options.socket)
+            if word != "rolled_back" or turn.is_as(before, after):
+                return code
+
+
+def _show_end(name: str, last: Fields, timeline: Timeline) -> int:
+    if last.get("event") == "accepted":
+        return wire.ExitCode.DONE
+    code = exit_code(name, last)
+    if code != wire.ExitCode.DONE:
+        output.complain("\n".join(timeline.explanation(last)))
+    return code
+
+
+def _ask(
+    name: str, command: Command, parameters: Fields, options: Options, timeout: float | None
+) -> tuple[Fields, Timeline]:
+    """The last reply, all of them shown."""
     from supervisor.cli.render import Timeline
 
     timeline = Timeline(name, output.width())
@@ -151,12 +205,7 @@ def _operate(
             output.complain(f"nginxctl: {lost.message}")
         except KeyboardInterrupt:
             raise _goes_on(name, "interrupted") from None
-    if last.get("event") == "accepted":
-        return wire.ExitCode.DONE
-    code = exit_code(name, last)
-    if code != wire.ExitCode.DONE:
-        output.complain("\n".join(timeline.explanation(last)))
-    return code
+    return last, timeline
 
 
 def _goes_on(name: str, cause: str) -> ClientError:

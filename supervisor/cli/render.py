@@ -71,6 +71,12 @@ class Timeline:
         if event.get("verdict") == "committed" and event.get("judged") is False:
             parts.append(_UNWATCHED if self._name == "reload" else "(no probe judged it)")
         parts.append(_gaps(event))
+        # Of a binary the versions tell.
+        parts += [
+            _words(one, "path", "change")
+            for one in _each(event.get("changed"))
+            if one.get("kind") == "library"
+        ]
         return "  ".join(filter(None, parts)).rstrip()
 
     def explanation(self, event: Fields) -> Iterator[str]:
@@ -106,6 +112,9 @@ def status(found: Fields) -> Iterator[str]:
     if found.get("state") in _DOWN and any(map(_serves_on, generations)):
         yield _row("", _ORPHANS_SERVE)
     yield _row("on disk", _on_disk(_fields(found.get("binary_on_disk")), generations, upgrade))
+    yield from _package(_fields(found.get("binary_on_disk")))
+    if changed := _each(found.get("changed")):
+        yield _row("changed", _changed(changed) + ("" if upgrade else f": {_TAKES_IT}"))
     if found.get("config_matches_active") is False:
         yield _row("config", "on disk it differs from what runs: `nginxctl reload` applies it")
     held = _fields(found.get("held_listeners"))
@@ -189,6 +198,27 @@ def _on_disk(disk: Fields, generations: Iterable[Fields], upgrade: Fields) -> st
     return _words(disk, "version", "path") + _differs(disk, generations, upgrade)
 
 
+def _package(disk: Fields) -> Iterator[str]:
+    """Whose the file on disk is, and who has put it there where it is not the package's own."""
+    package = _fields(disk.get("package"))
+    if not package:
+        return
+    words = f"{_words(package, 'name', 'version')}  ({text(package.get('manager'))}"
+    if package.get("state") != "installed":
+        words += f": {text(package.get('state'))}"
+    words += ")"
+    if package.get("intact") is False:
+        who = "the supervisor" if disk.get("placed_by") == "supervisor" else "somebody else"
+        words += f", but {who} has put another file there"
+    yield _row("package", words)
+
+
+def _changed(changed: Iterable[Fields]) -> str:
+    """Which files a generation runs that are others on disk."""
+    told = ", ".join(_words(one, "kind", "path", "change") for one in changed)
+    return f"not as what runs: {told}"
+
+
 def _differs(disk: Fields, generations: Iterable[Fields], upgrade: Fields) -> str:
     if disk.get("matches_active") is not False:
         return ""
@@ -260,6 +290,8 @@ def history_in_detail(found: Fields, width: int | None = None) -> Iterator[str]:
             yield f"    {phases}"
         if evidence := _evidence(entry):
             yield f"    {evidence}"
+        if changed := _each(entry.get("changed")):
+            yield f"    {_changed(changed)}"
         warnings = _each(entry.get("warnings"))
         notes = [one for one in warnings if one.get("severity") == "note"]
         for warning in warnings:

@@ -35,6 +35,10 @@ LogEvents = AbstractAsyncContextManager[
 class ControlBackend(Protocol):
     """What the socket needs of the engine. The dicts are structs of the interface file."""
 
+    async def freshen(self) -> None:
+        """What a snapshot tells of files and packages is as they are now; at most some seconds."""
+        ...
+
     def status(self) -> Fields:
         """The reply of Status: a snapshot, at once, whatever is running."""
         ...
@@ -124,6 +128,7 @@ class Route:
 
 
 async def _status(backend: ControlBackend, exchange: Exchange, given: Fields) -> None:
+    await backend.freshen()
     await exchange.reply(backend.status())
 
 

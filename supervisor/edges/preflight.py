@@ -21,6 +21,7 @@ from supervisor.core.errors import Refusal, SupervisorError
 from supervisor.core.guards import Finding
 from supervisor.core.nginx_config import NginxConfig
 from supervisor.core.nginx_version import NginxBuild
+from supervisor.edges.mapped_libraries import Outdated
 from supervisor.edges.placing import Staged
 from supervisor.edges.preflight_checks import CHECKS
 from supervisor.edges.preflight_draft import Active, Check, Draft, Installation, NoChange, Request
@@ -42,6 +43,7 @@ class Plan:
     config: NginxConfig  # what the candidate will read, with the globals
     dump: str
     read: ConfigRead = NOTHING_READ  # of it, for the upgrade after this one
+    changed: tuple[Outdated, ...] = ()  # files of what runs that are others on disk
     warnings: tuple[Finding, ...]
     seconds: Mapping[str, float]  # by check
     _store: VersionStore
@@ -109,6 +111,7 @@ async def preflight(
         config=draft.ready_config,
         dump=draft.dump,
         read=draft.read,
+        changed=draft.changed,
         warnings=tuple(draft.warnings),
         seconds=seconds,
         _store=store,

@@ -20,9 +20,19 @@ from supervisor.core.config_read import read_of
 from supervisor.core.errors import Refusal
 from supervisor.core.guards import Comparison, bounded, findings, refusal, unix_listeners_dropped
 from supervisor.core.nginx_config import effective, parse_globals, under_prefix
-from supervisor.edges import holders, nginx_binary, pidfile, procfs, sockets, tls_files, upgradable
+from supervisor.edges import (
+    holders,
+    nginx_binary,
+    packages,
+    pidfile,
+    procfs,
+    sockets,
+    tls_files,
+    upgradable,
+)
+from supervisor.edges.outdated import outdated
 from supervisor.edges.preflight_draft import Check, Draft, NoChange
-from supervisor.edges.store import Origin
+from supervisor.edges.store import Origin, StoredVersion
 from supervisor.edges.trust import trusted_path
 
 T = TypeVar("T")
@@ -91,6 +101,45 @@ async def source_may_be_used(draft: Draft) -> None:
             source = await _in_thread(partial(trusted_path, source, draft.installation.uid))
     await _in_thread(partial(nginx_binary.inspect_binary, source))
     draft.source = await _in_thread(source.resolve)
+
+
+async def something_has_changed(draft: Draft) -> NoChange | None:
+    """Which files of what runs are others by now; `--if-changed` ends here where there is none.
+
+    So a package manager that was about something else costs no copy and no test.
+    """
+    if draft.request.version_id is not None:
+        return None
+    source, active = draft.source, draft.active
+    assert source is not None
+    runs = await _in_thread(partial(_running_version, draft))
+    named = source if draft.request.binary is not None else draft.installation.destination
+    pids = (active.master.pid, *active.workers)
+    draft.changed = await _in_thread(partial(outdated, named, runs, pids))
+    if not draft.request.if_changed or draft.request.binary is not None:
+        return None
+    if runs is not None and runs.version is not None and not draft.changed:
+        return NoChange(version=runs.version, version_id=runs.id)
+    paths = {str(named), *(one.path for one in draft.changed)}
+    if runs is not None:
+        paths |= set(runs.modules)
+    unfinished = await packages.unfinished(sorted(paths))
+    if unfinished:
+        told = ", ".join(f"{one.name} {one.version} is {one.state}" for one in unfinished)
+        raise Refusal(
+            "package_not_configured",
+            f"cannot upgrade: dpkg has not finished with a package of nginx's files ({told}), and"
+            " they may not go together yet; finish it (dpkg --configure -a, or apt-get -f install),"
+            " then nginxctl upgrade --if-changed, where nothing does that by itself",
+        )
+    return None
+
+
+def _running_version(draft: Draft) -> StoredVersion | None:
+    try:
+        return draft.store.get(draft.active.version_id or "")
+    except Refusal:
+        return None
 
 
 async def copy_is_staged(draft: Draft) -> None:
@@ -198,9 +247,10 @@ async def version_is_complete(draft: Draft) -> None:
 
 
 async def it_is_a_change(draft: Draft) -> NoChange | None:
-    """The same binary again is an upgrade (a library may be new), unless `--if-changed` asks."""
+    """The same binary again is an upgrade, unless `--if-changed` asks and no library is new."""
     stored = draft.ready_stored
-    if draft.request.if_changed and stored.id == draft.active.version_id:
+    same = stored.id == draft.active.version_id and not draft.changed
+    if draft.request.if_changed and same:
         return NoChange(version=draft.ready_build.version, version_id=stored.id)
     return None
 
@@ -293,6 +343,7 @@ CHECKS: tuple[Check, ...] = (
     Check("pid_file", pid_file_names_the_master),
     Check("oldbin", no_oldbin_master),
     Check("source", source_may_be_used),
+    Check("outdated", something_has_changed),
     Check("copy", copy_is_staged),
     Check("build", it_is_nginx),
     Check("modules", stored_modules_are_placed),

@@ -12,6 +12,7 @@ from supervisor.core.guard_settings import DEFAULT_GUARDS, GuardSettings
 from supervisor.core.guards import Finding
 from supervisor.core.nginx_config import NginxConfig
 from supervisor.core.nginx_version import NginxBuild
+from supervisor.edges.mapped_libraries import Outdated
 from supervisor.edges.pidfile import ProcessIdentity
 from supervisor.edges.placing import Staged
 from supervisor.edges.sockets import HeldSockets
@@ -25,7 +26,7 @@ class Request:
     binary: Path | None = None
     version_id: str | None = None
     trust: bool = False  # the offered binary's folders are not looked at
-    if_changed: bool = False  # the version that runs already is no upgrade
+    if_changed: bool = False  # only where a file of what runs is another by now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,7 @@ class Draft:
     dump: str = ""
     read: ConfigRead = NOTHING_READ
     held: HeldSockets | None = None
+    changed: tuple[Outdated, ...] = ()  # files of what runs that are others on disk
     warnings: list[Finding] = field(default_factory=list)
     undo: list[Callable[[], object]] = field(default_factory=list)  # newest last; they block
 

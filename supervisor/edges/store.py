@@ -29,6 +29,7 @@ from supervisor.edges.files import (
     storing,
 )
 from supervisor.edges.journal import utc_now
+from supervisor.edges.placed import PlacedFiles
 from supervisor.edges.placing import Staged, copy_and_hash, sha256_of
 from supervisor.edges.sources import mapped_file, open_exe, open_module, reading
 from supervisor.edges.stored_version import (
@@ -59,6 +60,7 @@ class VersionStore:
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self.directory = directory / "versions"
+        self._placed = PlacedFiles(directory)
         self._keep = max(1, keep)
         self._disk = disk
         self._now = now
@@ -191,6 +193,15 @@ class VersionStore:
     def settle(self, staged: Staged) -> None:
         """A commit that was not durable is on disk. Raises as `placing.commit` does."""
         placing.settle(self._disk, staged)
+        self._note(staged)
+
+    def has_placed(self, path: Path) -> bool:
+        """Whether what is at `path` now was put there by this store. Never raises."""
+        return self._placed.is_ours(path)
+
+    def _note(self, staged: Staged) -> None:
+        if staged.placement is not placing.Placement.ALREADY_THERE:
+            self._placed.note(staged.destination)
 
     def discard(self, staged: Staged) -> None:
         """Removes a staged copy that is not wanted any more; a committed one is left alone."""
@@ -289,6 +300,7 @@ class VersionStore:
         try:
             for each in staged:
                 self.commit(each)
+                self._note(each)
         finally:
             for each in staged:
                 self.discard(each)  # nothing is left of a committed one

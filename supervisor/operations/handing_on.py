@@ -220,7 +220,7 @@ def _program(data: Mapping[str, Any]) -> Program:
 _PLAIN = (
     "id", "operation", "candidate_id", "previous", "from_version", "to_version", "installed",
     "usr2_sent", "quit_sent", "include_text", "include_written", "port", "tls_port", "judged",
-    "hasten", "placing",
+    "hasten", "placing", "kept",
 )  # fmt: skip
 
 
@@ -230,6 +230,7 @@ def run_to_data(run: UpgradeRun) -> dict[str, object]:
     return {
         **{name: getattr(run, name) for name in _PLAIN},
         "warnings": run.warnings,
+        "changed": run.changed,
         "stored": None if run.stored is None else run.stored.id,
         "program": _program_to_data(run.program),
         "not_settled": None if problem is None else [problem.reason, problem.detail],
@@ -243,8 +244,9 @@ def _run_from_data(world: World, data: Mapping[str, Any]) -> UpgradeRun:
     winch, problem = data["winch_workers"], data["not_settled"]
     installed = data["installed_file"]
     run = UpgradeRun(
-        **{name: data[name] for name in _PLAIN},
+        **{name: data[name] for name in _PLAIN if name in data},
         warnings=[dict(one) for one in data.get("warnings", ())],
+        changed=[dict(one) for one in data.get("changed", ())],
         stored=None if data["stored"] is None else world.store.get(data["stored"]),
         program=None if data["program"] is None else _program(data["program"]),
         not_settled=None if problem is None else _problem(*problem),

@@ -56,6 +56,7 @@ async def prepare(world: World, command: commands.Command) -> Succeeded:
         run.to_version = plan.version
         return Succeeded(nothing_to_do=True, note=f"{plan.version} runs already; nothing changed")
     run.plan, run.stored, run.to_version = plan, plan.stored, plan.build.version
+    run.changed = [one.to_data() for one in plan.changed]
     if isinstance(command, commands.Upgrade) and command.dry_run:
         was = active.program.version
         note = f"would upgrade from {was} to {plan.build.version}; nothing was changed"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import trio
@@ -221,7 +221,9 @@ def _run_of(world: World, record: Mapping[str, object]) -> UpgradeRun:
         program=None if candidate is None else candidate.program,
         include_text=_text(record.get("include_text")),
         include_written=record.get("include_written") is True,
-        warnings=_warnings(record.get("warnings")),
+        warnings=_told(record.get("warnings"), ("guard", "severity", "detail")),
+        kept=_text(record.get("kept")),
+        changed=_told(record.get("changed"), ("kind", "path", "change")),
     )
     if run.candidate_id is None:
         run.candidate_id = world.generations.reserve()
@@ -342,10 +344,9 @@ def _holds_up(candidate: Generation | None) -> bool:
     return candidate is not None and candidate.alive and bool(candidate.look().accepting)
 
 
-def _warnings(value: object) -> list[dict[str, str]]:
-    """What the guards said, as far as it is that."""
+def _told(value: object, keys: Sequence[str]) -> list[dict[str, str]]:
+    """A list of what was told, such as the guards' warnings, as far as it is that."""
     found = value if isinstance(value, list) else []
-    keys = ("guard", "severity", "detail")
     return [
         {key: one[key] for key in keys}
         for one in found

@@ -68,6 +68,7 @@ async def _keep_foreign(world: World, run: UpgradeRun) -> str:
     except SupervisorError as exc:
         kept = f"it could not be kept ({exc.detail})"
     else:
+        run.kept = str(stored.binary)
         kept = f"it is kept as {stored.binary}, for nginxctl upgrade"
     detail = f"{changed}; the previous version is put back there, and {kept}"
     world.log.warning("supervisor.incident", reason="binary_changed", detail=detail)

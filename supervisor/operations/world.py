@@ -114,6 +114,8 @@ class UpgradeRun:
     judged: bool = False
     hasten: bool = False
     warnings: list[dict[str, str]] = field(default_factory=list)  # by the guards
+    changed: list[dict[str, str]] = field(default_factory=list)  # files of what ran before
+    kept: str | None = None  # the stored copy of what somebody else put on disk meanwhile
     placing: bool = False  # the candidate's modules are put in place, to test it with them
 
     def known(self) -> dict[str, object]:
@@ -128,6 +130,8 @@ class UpgradeRun:
             "usr2_sent": self.usr2_sent,
             "installed": self.installed,
             "warnings": self.warnings,
+            "changed": self.changed,
+            "kept": self.kept,
         }
 
 

@@ -34,7 +34,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.stats.get(outcome, ()):
             if getattr(report, "nodeid", "").startswith(_HERE):
-                ran[report.nodeid] = ran.get(report.nodeid, 0.0) + report.duration
+                spent = getattr(report, "duration", 0.0)  # an error of the collection has none
+                ran[report.nodeid] = ran.get(report.nodeid, 0.0) + spent
                 if outcome != "passed":
                     failed.add(report.nodeid)
     left_out = [

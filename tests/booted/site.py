@@ -48,6 +48,7 @@ error_log = "/var/log/nginx/error.log"
 [upgrade]
 canary = "{canary}"
 soak = "{soak}"
+start_timeout = "{start_timeout}"
 
 [[probe]]
 name = "home"
@@ -64,6 +65,7 @@ def configure(
     binary: str = "/usr/sbin/nginx",
     canary: str = "0.5s",
     soak: str = "0.5s",
+    start_timeout: str = "10s",
     main: str = "",
     server: str = "",
     settings: str = "",
@@ -75,7 +77,9 @@ def configure(
     box.write("/etc/nginx/nginx.conf", _NGINX_CONF.format(main=main))
     box.path(SITE).unlink(missing_ok=True)
     box.write(SITE, _SERVER.format(more=server))
-    text = _SETTINGS.format(binary=binary, canary=canary, soak=soak, more=settings)
+    text = _SETTINGS.format(
+        binary=binary, canary=canary, soak=soak, start_timeout=start_timeout, more=settings
+    )
     box.write(CONFIG, text)
 
 

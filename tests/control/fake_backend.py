@@ -152,6 +152,9 @@ class FakeBackend:
         self.log: list[Fields] = [log_event("daemon.ready")]
         self._senders: list[trio.MemorySendChannel[Fields]] = []
 
+    async def freshen(self) -> None:
+        await trio.lowlevel.checkpoint()
+
     def status(self) -> Fields:
         return self.snapshot
 
