@@ -118,6 +118,8 @@ def _of_settings(
             continue
         if there == here:
             yield from _of_running(seen, key, here)
+        elif not lines and key.startswith("Limit") and _no_less(here, there):
+            continue
         elif lines:
             yield _set_there(lines, here or "not set", theirs, ours)
         else:
@@ -126,6 +128,15 @@ def _of_settings(
                 f"{here or 'not set'} in {ours.name}, and in {theirs.name} systemd's default, "
                 f"{there or 'not set'}",
             )  # fmt: skip
+
+
+def _no_less(here: str, there: str) -> bool:
+    """A limit of ours takes nothing away from what systemd's default gives."""
+    ours, theirs = (
+        [float(part.replace("infinity", "inf")) for part in value.split(":")]
+        for value in (here, there)
+    )
+    return ours[0] >= theirs[0] and ours[-1] >= theirs[-1]
 
 
 def _set_there(lines: list[Assignment], here: str, theirs: UnitSeen, ours: UnitSeen) -> Diagnosis:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from tests.booted import site
 from tests.booted.box import Box
+from tests.e2e.harness.bare import until
 
 NGINX = "nginx.service"
 SHARE = "/usr/share/nginx-supervisor/systemd"
@@ -46,6 +47,12 @@ def masters(box: Box) -> list[str]:
         rest = line.rpartition(")")[2].split()
         seen[pid] = (rest[1], bool(int(rest[6]) & _FORKED_ONLY))
     return [pid for pid, (parent, is_fork) in seen.items() if not (is_fork and parent in seen)]
+
+
+def only_master(box: Box) -> str:
+    """The one master, once it has its title: whoever starts nginx may be back before."""
+    until("one master", lambda: len(masters(box)) == 1)
+    return masters(box)[0]
 
 
 def cgroup_of(box: Box, pid: int) -> str:

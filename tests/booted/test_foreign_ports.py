@@ -51,7 +51,7 @@ def test_an_nginx_with_another_configuration_is_named(bookworm: Box) -> None:
     text = box.path("/etc/nginx/nginx.conf").read_text()
     box.write("/srv/other.conf", text.replace("/run/nginx.pid", "/run/other.pid"))
     box.run("nginx", "-c", "/srv/other.conf")
-    (master,) = front.masters(box)
+    master = front.only_master(box)
     box.run("systemctl", "start", "--no-block", site.UNIT)
     named = f"0.0.0.0:80 and [::]:80 are held by process {master} (nginx"
     until("it says who", lambda: named in box.journal("-u", site.UNIT))
@@ -69,7 +69,7 @@ def test_the_configured_nginx_is_adopted(bookworm: Box, by: str) -> None:
         box.run("nginx")
     else:
         box.run("systemctl", "start", by)
-    (master,) = front.masters(box)
+    master = front.only_master(box)
     with box.quick_load(rate=50.0) as load:
         site.start(box)
         load.stop()

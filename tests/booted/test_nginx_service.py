@@ -28,7 +28,7 @@ def test_a_migration_while_nginx_serves(box: Box) -> None:
     """The three steps of docs/migration.md, and the machine's next start."""
     site.configure(box)
     box.run("systemctl", "enable", "--now", NGINX)
-    (old,) = front.masters(box)
+    old = front.only_master(box)
     with box.quick_load(rate=100.0) as load:
         front.put_in_place(box)
         assert front.is_active(box) == "active"

@@ -170,6 +170,20 @@ def test_what_only_the_supervisor_s_unit_has_set_is_said_but_no_loss() -> None:
     assert lost.seen.startswith("not set in nginx-supervisor.service")
 
 
+@pytest.mark.parametrize(
+    ("soft", "hard", "lost"),
+    [
+        ("1024", "1048576", False), ("4096", "infinity", False),
+        ("1024", "4096", True), ("512", "1048576", True),
+    ],
+)  # fmt: skip
+def test_a_limit_that_is_no_lower_than_the_default_is_no_difference(
+    soft: str, hard: str, *, lost: bool
+) -> None:
+    one = only(differences(ours={"LimitNOFILE": hard, "LimitNOFILESoft": soft}))
+    assert (one.name, one.level) == (("LimitNOFILE", Level.NOTE) if lost else ("units", Level.OK))
+
+
 def test_a_part_of_a_sandbox_is_not_to_be_copied_without_a_look() -> None:
     one = only(differences("[Service]\nPrivateTmp=yes", {"PrivateTmp": "yes"}))
     assert (one.name, one.level, one.lines) == ("PrivateTmp", Level.NOTE, ("PrivateTmp=yes",))
