@@ -24,6 +24,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from tests.booted.roots import BoxError
 from tools.quick_load import QuickLoad, QuickPlan
@@ -227,19 +228,19 @@ class Box:
         input: str | None = None,  # noqa: A002 - as subprocess.run calls it
     ) -> subprocess.CompletedProcess[str]:
         """Run `argv` as root in the box, to its end. Raises CommandError where it fails."""
-        given = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
+        given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
         done = subprocess.run(
             self.command(*argv), capture_output=True, text=True, timeout=timeout, **given
-        )  # type: ignore[call-overload]
+        )
         if check and done.returncode != 0:
             raise CommandError(
                 f"{' '.join(argv)} exited with {done.returncode}:\n{done.stdout}{done.stderr}"
             )
         return done
 
-    def popen(self, *argv: str, **options: object) -> subprocess.Popen[str]:
+    def popen(self, *argv: str, **options: Any) -> subprocess.Popen[str]:
         """Start `argv` as root in the box; the box's end is its end."""
-        return subprocess.Popen(self.command(*argv), text=True, **options)  # type: ignore[call-overload]
+        return subprocess.Popen(self.command(*argv), text=True, **options)
 
     def show(self, unit: str, *properties: str) -> dict[str, str]:
         """`systemctl show` of a unit's properties."""
