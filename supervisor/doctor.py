@@ -171,6 +171,7 @@ class Doctor:
             include_folder_problem=host_features.folder_problem(include, "the probe listener"),
             state_problem=host_features.folder_problem(state, "the state"),
             held=(held["available"] is True, int(str(held["count"]))),
+            executable_memory=host_features.has_executable_memory(),
         )
 
 

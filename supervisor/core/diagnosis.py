@@ -74,6 +74,7 @@ class HostSeen:
     include_folder_problem: str = ""
     state_problem: str = ""
     held: tuple[bool, int] = (True, 0)  # held listeners: available, how many
+    executable_memory: bool = True  # may be written as well; a sandbox may forbid it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,6 +289,7 @@ def of_host(site: Site) -> Iterator[Diagnosis]:
     else:
         yield finding("host", "kernel", Level.OK, f"Linux {host.kernel} has all that is of use")
     yield from _of_held(site)
+    yield from _of_machine_code(site)
 
 
 def _of_held(site: Site) -> Iterator[Diagnosis]:
@@ -308,6 +310,25 @@ def _of_held(site: Site) -> Iterator[Diagnosis]:
             "refuses connections until its next start",
             "nginxctl events says why; reuseport listeners are held with hold_reuseport = true",
         )  # fmt: skip
+
+
+def _of_machine_code(site: Site) -> Iterator[Diagnosis]:
+    used = site.config.details.machine_code if site.config is not None else ()
+    if not used or site.host.executable_memory:
+        return
+    lua = [name for name in used if name != "pcre_jit"]
+    effect = (
+        f"LuaJIT ({lua[0]}) ends the worker in which it compiles"
+        if lua
+        else "pcre_jit has no effect, and regular expressions are slower for it"
+    )
+    yield finding(
+        "host", "machine_code", Level.WARN if lua else Level.NOTE,
+        f"the unit forbids memory that is writable and executable: {effect}",
+        "in a drop-in of the supervisor's unit (jit.conf, see docs/hardening.md), then "
+        "daemon-reload; it holds for an nginx that the next supervisor starts, or takes over:",
+        "[Service]", "MemoryDenyWriteExecute=no",
+    )  # fmt: skip
 
 
 def _many(number: int, noun: str) -> str:

@@ -45,6 +45,7 @@ class NginxDetails:
     proxies: bool = False
     quic: bool = False
     error_logs: tuple[ErrorLog, ...] = ()
+    machine_code: tuple[str, ...] = ()  # directives whose module makes some at run time
 
 
 def details_of(dump: str) -> NginxDetails:
@@ -53,6 +54,7 @@ def details_of(dump: str) -> NginxDetails:
     connections, limit = DEFAULT_CONNECTIONS, None
     headers: list[str] = []
     logs: list[ErrorLog] = []
+    machine_code: list[str] = []
     websockets = proxies = quic = False
     for file, text in files.items():
         for directive in _flat(parse(text)[0]):
@@ -69,6 +71,10 @@ def details_of(dump: str) -> NginxDetails:
                     proxies = True
                 case ("listen", *options) if "quic" in options:
                     quic = True
+                case ("pcre_jit", "on"):
+                    machine_code.append("pcre_jit")
+                case (name, *_) if name.startswith("lua_") or "_by_lua" in name:
+                    machine_code.append(name)
                 case ("error_log", target, *rest):
                     level = rest[0] if rest else "error"
                     logs.append(
@@ -77,7 +83,7 @@ def details_of(dump: str) -> NginxDetails:
     return NginxDetails(
         main_file=next(iter(files), ""), worker_connections=connections, worker_rlimit_nofile=limit,
         pid_headers=tuple(dict.fromkeys(headers)), passes_websockets=websockets, proxies=proxies,
-        quic=quic, error_logs=tuple(logs),
+        quic=quic, error_logs=tuple(logs), machine_code=tuple(dict.fromkeys(machine_code)),
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import mmap
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -37,6 +38,16 @@ def tells_exit_of_strangers() -> bool:
         return exc.errno not in (errno.ENOTTY, errno.EINVAL)
     finally:
         os.close(pidfd)
+    return True
+
+
+def has_executable_memory() -> bool:
+    """Whether memory may be writable and executable, as compilers at run time need it."""
+    every = mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC
+    try:
+        mmap.mmap(-1, mmap.PAGESIZE, prot=every).close()
+    except PermissionError:
+        return False
     return True
 
 

@@ -234,9 +234,17 @@ def rejection(
         )
     return Refusal(
         "config_rejected",
-        f"cannot run {path} with the configuration on disk: {line};"
-        " correct it, then test it with the same binary and -t",
+        f"cannot run {path} with the configuration on disk: {line}; {_remedy(line)}",
     )
+
+
+def _remedy(line: str) -> str:
+    if f"({errno.EROFS}: " in line:
+        return (
+            "name its folder in ReadWritePaths= of the supervisor's unit, if that makes it"
+            " read-only (docs/hardening.md)"
+        )
+    return "correct it, then test it with the same binary and -t"
 
 
 def _cause(said: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from tests.booted import site
 from tests.booted.box import Box
+from tools import unit_template
 
 UNIT = site.UNIT
 DROP_INS = "/usr/share/nginx-supervisor/systemd/drop-ins"
@@ -96,13 +98,25 @@ def tried(box: Box, result: str = RESULT) -> dict[str, object]:
     return found
 
 
-def tried_outside(box: Box) -> dict[str, object]:
-    """The same by a service without a sandbox: what the box itself permits."""
+def privileges() -> list[str]:
+    """The settings of the unit that are about them, as `systemd-run -p` takes them."""
+    lines = unit_template.UNIT.read_text().partition(unit_template.PRIVILEGES)[2].splitlines()
+    lines = lines[: lines.index("[Install]")]
+    return [line for line in lines if re.match(r"[A-Z]\w+=", line)]
+
+
+def tried_with(box: Box, *settings: str) -> dict[str, object] | None:
+    """The same by a service with only these; without any: what the box itself permits.
+
+    None where it was killed.
+    """
     other = box.path("/usr/local/lib/other").read_text()
     said = box.run(
-        "systemd-run", "-q", "--wait", "--pipe",
-        "/usr/bin/python3", "-I", "/usr/local/lib/inside.py", other,
+        "systemd-run", "-q", "--wait", "--pipe", *(f"-p{one}" for one in settings),
+        "/usr/bin/python3", "-I", "/usr/local/lib/inside.py", other, check=False,
     ).stdout  # fmt: skip
+    if not said:
+        return None
     found = json.loads(said)
     assert isinstance(found, dict)
     return found

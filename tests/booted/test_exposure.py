@@ -44,10 +44,3 @@ def test_a_drop_in_costs_no_more_than_allowed(bookworm: Box, drop_in: str) -> No
     bookworm.run(
         "systemd-analyze", "security", "--no-pager", "--threshold=33", "nginx-supervisor.service"
     )
-
-
-def test_systemd_prints_no_word(box: Box) -> None:
-    units = box.run("sh", "-c", "ls /usr/lib/systemd/system/nginx-supervisor*").stdout.split()
-    units = [one.replace("@.service", "@www-data.service") for one in units if "." in one]
-    done = box.run("systemd-analyze", "verify", "--man=no", *units)
-    assert (done.stdout, done.stderr) == ("", "")

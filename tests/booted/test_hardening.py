@@ -50,6 +50,8 @@ PERMITTED = (
     "write /srv", "write /var/log/nginx", "read /root", "read /home", "AF_NETLINK", "pidfd_getfd",
     "io_setup", "affinity", "niceness",
 )  # fmt: skip
+TWICE = {"PrivateMounts", "ProtectClock", "RestrictRealtime"}
+LIMITS = {"LimitNOFILE", "LimitNICE"}  # see test_limits_and_priorities
 # chown, dac_override, fowner, kill, setgid, setuid, net_bind_service, sys_ptrace; capability.h.
 CAPABILITIES = (0, 1, 3, 5, 6, 7, 10, 19)
 
@@ -68,8 +70,25 @@ def hard(request: pytest.FixtureRequest, boot_shared_box: BootBox) -> Box:
 
 
 def test_what_is_forbidden(hard: Box) -> None:
-    inside, outside = hardened.tried(hard), hardened.tried_outside(hard)
+    inside, outside = hardened.tried(hard), hardened.tried_with(hard)
+    assert outside is not None
     assert {name: (inside[name], outside[name]) for name in FORBIDDEN} == FORBIDDEN
+
+
+def test_each_line_counts(bookworm: Box) -> None:
+    """Without any one of them something is permitted that was not, or nothing works any more."""
+    hardened.try_inside(bookworm)
+    lines = hardened.privileges()
+    all_of_them = hardened.tried_with(bookworm, *lines)
+    assert all_of_them is not None
+    idle = set()
+    for key in dict.fromkeys(line.partition("=")[0] for line in lines):
+        others = [line for line in lines if line.partition("=")[0] != key]
+        found = hardened.tried_with(bookworm, *others) or {}
+        names = set(all_of_them) - {"mounts", "uts"}
+        if all(found.get(name) == all_of_them[name] for name in names):
+            idle.add(key)
+    assert idle == TWICE | LIMITS
 
 
 def test_what_is_permitted(hard: Box) -> None:
@@ -199,12 +218,14 @@ def test_machine_code_at_run_time(bookworm: Box) -> None:
     site.start(bookworm)
     log = bookworm.path("/var/log/nginx/pcre.log")
     assert "pcre2_jit_compile() failed" in log.read_text()
+    assert "machine_code" in bookworm.run("nginxctl", "--json", "doctor", check=False).stdout
     hardened.use_drop_in(bookworm, "jit")
     bookworm.run("systemctl", "restart", hardened.UNIT)
     log.write_text("")
     bookworm.run("nginxctl", "reopen")
     bookworm.run("nginxctl", "reload")
     assert "pcre2_jit_compile() failed" not in log.read_text()
+    assert "machine_code" not in bookworm.run("nginxctl", "--json", "doctor", check=False).stdout
     assert " rwxp " in bookworm.path(f"/proc/{site.master_pid(bookworm)}/maps").read_text()
 
 

@@ -27,7 +27,9 @@ from tools.nginx_cache import cache_folder
 from tools.nginx_candidates import candidate
 
 BINARY = "/usr/local/sbin/nginx"
-UNITS = (site.UNIT, "nginx-supervisor@one.service")
+UNITS = (
+    site.UNIT, "nginx-supervisor@one.service", "nginx-supervisor-unprivileged@www-data.service",
+)  # fmt: skip
 
 
 def copy_binary(box: Box) -> None:

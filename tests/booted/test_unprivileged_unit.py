@@ -110,6 +110,23 @@ def processes(box: Box) -> dict[str, set[str]]:
     }
 
 
+BIND = f"{1 << 10:016x}"  # CAP_NET_BIND_SERVICE
+
+
+def test_a_low_port_by_an_ambient_capability(bookworm: Box) -> None:
+    configure(bookworm, port=80)
+    assert bookworm.run("systemctl", "start", UNIT, check=False).returncode != 0
+    assert "bind() to 0.0.0.0:80 failed (13: Permission denied)" in bookworm.journal("-u", UNIT)
+    hardened.use_drop_in(bookworm, "low-ports", unit=UNIT)
+    bookworm.run("systemctl", "reset-failed", UNIT)
+    site.start(bookworm, UNIT)
+    assert processes(bookworm)["capabilities"] == {BIND}
+    assert ctl(bookworm, "upgrade", "/srv/nginx-new") == ("committed", "healthy")
+    assert status(bookworm)["held_listeners"]["available"]  # type: ignore[index]
+    assert processes(bookworm)["capabilities"] == {BIND}
+    assert hardened.fetch(bookworm, "http://127.0.0.1/") == "ok\n"
+
+
 def main_pid(box: Box) -> int:
     return int(box.show(UNIT, "MainPID")["MainPID"])
 

@@ -306,6 +306,19 @@ def test_the_host() -> None:
     assert levels(off) == {"held_listeners": "note"}
 
 
+def test_machine_code_where_the_unit_forbids_it() -> None:
+    pcre, lua = seen(main="pcre_jit on;"), seen(inside=f"{WELL} content_by_lua_file /x.lua;")
+    forbidden = replace(HOST, executable_memory=False)
+    assert levels(site(config=pcre)) == levels(site(host=forbidden)) == {}
+    assert levels(site(host=forbidden, config=None, busy="so")) == {"configuration": "note"}
+    assert levels(site(host=forbidden, config=seen(main="pcre_jit off;"))) == {}
+    assert levels(site(host=forbidden, config=pcre)) == {"machine_code": "note"}
+    assert levels(site(host=forbidden, config=lua)) == {"machine_code": "warn"}
+    assert "(content_by_lua_file)" in about(site(host=forbidden, config=lua), "machine_code").seen
+    shared = seen(main="http { lua_shared_dict kept 1m; }")
+    assert levels(site(host=forbidden, config=shared)) == {"machine_code": "warn"}
+
+
 def test_the_glob() -> None:
     assert glob_of("/run/a/probe.conf") == "/run/a/probe*.conf"
     assert glob_of("/run/a/probe") == "/run/a/probe*"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import resource
 from pathlib import Path
@@ -28,6 +29,17 @@ def test_features_of_this_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(fcntl, "ioctl", too_old)
     assert not host_features.tells_exit_of_strangers()
+
+
+def test_executable_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forbidden for real in tests/booted/test_hardening.py."""
+    assert host_features.has_executable_memory()
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(mmap, "mmap", refuse)
+    assert not host_features.has_executable_memory()
 
 
 def test_ports(monkeypatch: pytest.MonkeyPatch) -> None:

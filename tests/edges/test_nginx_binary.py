@@ -162,6 +162,13 @@ def test_rejections(
     assert line in refusal.detail
 
 
+def test_a_folder_that_the_sandbox_keeps_read_only() -> None:
+    line = 'nginx: [emerg] open() "/web/log" failed (30: Read-only file system)'
+    refusal = rejection(Path("/n"), line)
+    assert refusal.reason == "config_rejected"
+    assert "ReadWritePaths= of the supervisor's unit" in refusal.detail
+
+
 @pytest.mark.parametrize("name", ["nginx", "angie"])
 @pytest.mark.parametrize("with_time", [False, True])
 def test_an_alert_about_its_log_hides_no_cause(name: str, *, with_time: bool) -> None:
