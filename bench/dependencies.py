@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import sys
 
-LIBRARIES = ("trio", "psutil", "structlog", "h11", "h2.connection")
+LIBRARIES = ("trio", "psutil", "structlog", "h11", "h2.connection", "logging_journald")
 ROUNDS = 15
 _PROGRAM = """
 import json, sys, time
@@ -51,7 +51,7 @@ def main() -> int:
         spent = statistics.median(one for one, _ in seen[group])
         added = statistics.median(resident for _, resident in seen[group]) - empty
         name = "all" if len(group) > 1 else group[0]
-        print(f"{name:13} {1000 * spent:7.1f} ms   {added / 1024:6.1f} MiB")
+        print(f"{name:16} {1000 * spent:7.1f} ms   {added / 1024:6.1f} MiB")
     return 0
 
 

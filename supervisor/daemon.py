@@ -39,7 +39,7 @@ from supervisor.edges.held import HeldListeners
 from supervisor.edges.journal import History, Journal
 from supervisor.edges.lock import SupervisorLock, lock_path
 from supervisor.edges.log_tap import LogTap
-from supervisor.edges.logs import configure_logs
+from supervisor.edges.logs import configure_logs, flush_logs
 from supervisor.edges.notify import VARIABLE as NOTIFY_SOCKET
 from supervisor.edges.notify import Notifier
 from supervisor.edges.own_program import OwnProgram
@@ -62,6 +62,7 @@ from supervisor.reloads import Reloads
 from supervisor.sampling import watch_usage
 from supervisor.service import Service, errno_of
 from supervisor.snapshot import version
+from supervisor.story import Story
 from supervisor.succession import Succession
 from supervisor.verdicts import utc_now
 from supervisor.watch import Sighting, watch
@@ -131,8 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         open_standard_descriptors()
         hand_over = receive()
-        tap = LogTap()
-        configure_logs(settings.log, extra=(tap,))
+        story, tap = Story(), LogTap()
+        configure_logs(settings.log, extra=(story, tap))
         # The watchdog's SIGABRT ends a supervisor that is stuck: its log shall say where.
         faulthandler.enable(2)
         linux.become_subreaper()
@@ -140,12 +141,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         RESERVE.fill()
         # A thread that writes must not keep the engine from a signal for 5 ms (the default).
         sys.setswitchinterval(SWITCH_INTERVAL)
-        return trio.run(_run_alone, given.config, settings, tap, hand_over, notifier, store)
+        return trio.run(_run_alone, given.config, settings, story, tap, hand_over, notifier, store)
     except SupervisorError as exc:
         store.forget()
         print(f"nginx-supervisor: {exc.detail}", file=sys.stderr)
         notifier.failed(errno_of(exc), exc.detail)
         return EXIT_CONFIG if isinstance(exc, ConfigError) else 1
+    finally:
+        flush_logs()
 
 
 def missing_folders(settings: Settings) -> list[str]:
@@ -167,6 +170,7 @@ def missing_folders(settings: Settings) -> list[str]:
 async def _run_alone(
     config: Path,
     settings: Settings,
+    story: Story,
     tap: LogTap,
     hand_over: HandOver,
     notifier: Notifier,
@@ -174,7 +178,7 @@ async def _run_alone(
 ) -> int:
     """`run`; an error that was raised on purpose comes out of its nurseries as itself."""
     try:
-        return await run(config, settings, tap, hand_over, notifier, store)
+        return await run(config, settings, story, tap, hand_over, notifier, store)
     except BaseExceptionGroup as group:
         cause = _cause(group)
         raise cause from (cause.__cause__ or group)  # what it was made of is told as ERRNO
@@ -242,6 +246,7 @@ class Parts:
 async def run(
     config: Path,
     settings: Settings,
+    story: Story,
     tap: LogTap,
     hand_over: HandOver,
     notifier: Notifier,
@@ -252,7 +257,9 @@ async def run(
     locks = Locks(hand_over)
     try:
         async with trio.open_nursery() as nursery:
-            parts = build(config, settings, tap, log, locks, nursery, hand_over, notifier, store)
+            parts = build(
+                config, settings, story, tap, log, locks, nursery, hand_over, notifier, store
+            )
             nursery.start_soon(notifier.run)
             nursery.start_soon(store.run)
             await nursery.start(serve_signals, config, parts, hand_over)
@@ -313,6 +320,7 @@ async def _serve_control(
 def build(
     config: Path,
     settings: Settings,
+    story: Story,
     tap: LogTap,
     log: FilteringBoundLogger,
     locks: Locks,
@@ -388,6 +396,7 @@ def build(
         clock=trio.current_time,
         accepts=lambda: any(one.brood().accepting for one in world.generations),
     )
+    story.tell_of(world, lambda: engine.state.phase.value)
     backend = Backend(
         config=config, world=world, engine=engine, effects=effects, evidence=evidence,
         history=history, tap=tap, error_logs=log_watch.report, started=utc_now(),

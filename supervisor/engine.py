@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -91,12 +91,28 @@ class Engine:
         upgrade_id = ""
         if isinstance(command, commands.Upgrade | commands.Rollback):
             upgrade_id = self._new_upgrade_id()
+            self._tell_asked(command, upgrade_id)
         waiting = self._waiters.listen(command, at=self._clock(), upgrade_id=upgrade_id)
         async with waiting as (number, replies):
             if number is not None:
                 asked = events.Requested(request=number, command=command, upgrade_id=upgrade_id)
                 self.post(asked)
             yield replies
+
+    def _tell_asked(self, command: commands.Upgrade | commands.Rollback, upgrade_id: str) -> None:
+        """Who asks for what, since a story begins with it; who, is bound by the caller's task."""
+        under_way = self.state.upgrade
+        if under_way is not None and isinstance(command, commands.Rollback) and not command.to:
+            upgrade_id = under_way.id
+        wishes = {
+            name: value
+            for name, value in asdict(command).items()
+            if value is not None and value is not False
+        }
+        self._log.info(
+            "upgrade.requested", upgrade_id=upgrade_id, operation=type(command).__name__.lower(),
+            **wishes,
+        )  # fmt: skip
 
     async def wait_told(self, seconds: float) -> None:
         """Return when every caller has taken its last reply; at most after `seconds`."""
@@ -459,8 +475,12 @@ class Engine:
     async def _refuse(self, request: int, reason: str, detail: str) -> None:
         """A refusal of an upgrade is a verdict with an id of its own, in the history too."""
         waiter = self._waiters.get(request)
-        self._log.warning("request.refused", reason=reason, detail=detail)
+        asked: dict[str, object] = {}
         if waiter is not None and isinstance(waiter.command, commands.Upgrade | commands.Rollback):
+            asked = {"upgrade_id": waiter.upgrade_id, "operation": waiter.operation}
+        verdict = Verdict.REFUSED.value
+        self._log.warning("request.refused", **asked, verdict=verdict, reason=reason, detail=detail)
+        if asked and waiter is not None:
             told = await self._put_on_disk(
                 {
                     "upgrade_id": waiter.upgrade_id,
@@ -509,6 +529,8 @@ class Engine:
         )
         tell = {"rolled_back": self._log.warning, "failed": self._log.error}
         fields = {name: value for name, value in told.items() if name not in ("event", "time")}
+        if self.state.active is not None:
+            fields["generation"] = f"g{self.state.active}"  # which serves from now on
         tell.get(str(told["verdict"]), self._log.info)("upgrade.verdict", **fields)
         self._waiters.pronounce(told)
 

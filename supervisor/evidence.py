@@ -75,6 +75,7 @@ class Evidence:
         self._progress = progress
         self._watch = Watch.NOTHING
         self._judge: Judge | None = None
+        self._told_of: Judge | None = None  # what it has seen is in the log
         self._unjudged: list[WorkerExited] = []  # of the candidate, before it had a judge
         self._up_before: frozenset[str] = frozenset()
         self.doubt = ""  # what the last look did not prove, where that was overruled
@@ -93,6 +94,7 @@ class Evidence:
 
     def aim(self, watch: Watch) -> None:
         """Look at something else from now on; a fresh round of probes starts at once."""
+        self._tell_observed()
         before, self._watch = self._watch, watch
         self.audience.aimed()
         if watch is Watch.CANARY:
@@ -118,6 +120,17 @@ class Evidence:
             return ""
         asked = self.lookout.has_asked_all
         return self._judge.lacking or ("" if asked else "not every worker has been asked yet")
+
+    def _tell_observed(self) -> None:
+        """What was seen of the candidate, once for each window, when that ends."""
+        judge, candidate = self._judge, self._world.candidate
+        if judge is None or judge is self._told_of:
+            return
+        self._told_of = judge
+        self._world.log.info(
+            "candidate.observed", window="canary" if self._watch is Watch.CANARY else "soak",
+            generation=None if candidate is None else f"g{candidate.id}", detail=judge.account,
+        )  # fmt: skip
 
     def _dismiss_judge(self) -> None:
         self._judge = None
@@ -333,6 +346,7 @@ class Evidence:
                 if judge.trigger is not None or not judge.doubted:
                     break
                 await self._ask_now(set(judge.doubted))
+        self._tell_observed()
         self.expect_good(overruled=overruled)
 
     async def _hear_of_ends(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -59,15 +60,33 @@ class Reloads:
         elif command.resume:
             raise Refusal("nothing_to_resume", "cannot resume a reload: none is left half done")
         steps, run_id = Steps(tell), self._new_id()
-        if command.guard:
-            end = await guard.guarded(world, run_id, self._jury, steps)
-        else:
-            end = await reload.reload(world, self._jury, steps)
-        return await self._record(run_id, end, by="operator", guarded=command.guard)
+        with self._story_of(run_id):
+            world.log.info("reload.begun", guarded=command.guard)
+            if command.guard:
+                end = await guard.guarded(world, run_id, self._jury, steps)
+            else:
+                end = await reload.reload(world, self._jury, steps)
+            return await self._record(run_id, end, by="operator", guarded=command.guard)
 
     async def _finish(self, run: GuardRun, tell: Callable[[Reply], None]) -> Reply:
-        end = await guard.finish(self._world, run, self._jury, Steps(tell))
-        return await self._record(run.id, end, by=run.by, guarded=True)
+        with self._story_of(run.id):
+            end = await guard.finish(self._world, run, self._jury, Steps(tell))
+            return await self._record(run.id, end, by=run.by, guarded=True)
+
+    @contextmanager
+    def _story_of(self, run_id: str) -> Iterator[None]:
+        """What is logged belongs to this reload, also where it is refused."""
+        self._world.reload_id = run_id
+        try:
+            yield
+        except SupervisorError as exc:
+            verdict = "refused" if isinstance(exc, Refusal) else "failed"
+            tell = self._world.log.warning if verdict == "refused" else self._world.log.error
+            tell("reload.verdict", by="operator", verdict=verdict, reason=exc.reason,
+                 detail=exc.detail, judged=False, elapsed_s=0.0)  # fmt: skip
+            raise
+        finally:
+            self._world.reload_id = None
 
     async def _record(self, run_id: str, end: ReloadEnd, *, by: str, guarded: bool) -> Reply:
         told: Reply = {
@@ -147,7 +166,8 @@ class Reloads:
             return
         name = f"g{generation.id}"
         world.log.error(
-            "generation.foreign_reload_failed", generation=name, reason=found.reason,
+            "generation.foreign_reload_failed", generation=name, upgrade_id=run_id,
+            reason=found.reason,
             detail=f"somebody else reloaded nginx, and it does not serve as before: {found.detail}",
         )  # fmt: skip
         hint = "correct the configuration, then nginxctl reload"

@@ -17,6 +17,7 @@ import trio
 from supervisor.core import commands
 from supervisor.core.errors import OperationFailed, Refusal, SupervisorError
 from supervisor.core.succession import Moment, Ruling, rule
+from supervisor.edges.logs import flush_logs
 from supervisor.reconfigure import expect_replaceable
 from supervisor.waiters import Reply
 
@@ -185,6 +186,7 @@ class Succession:
             if not self._engine.quiet or not self._is_settled():
                 return False
             self._service.reloading()
+            flush_logs()  # what waits in this program's memory would not go along
             try:
                 self._hand_over.replace_program(self._program.argv, self._environment())
             finally:

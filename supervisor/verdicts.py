@@ -109,6 +109,7 @@ class Verdicts:
         successor, and for the next verdict of this supervisor.
         """
         if told["verdict"] == Verdict.COMMITTED.value and run is not None and run.quit_sent:
+            self._world.committed_id = run.id
             self._promote()
         if told["verdict"] != Verdict.DONE.value:
             await self.keep(told)

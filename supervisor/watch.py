@@ -12,6 +12,7 @@ from functools import partial
 
 import trio
 
+from supervisor.core.error_log import pid_of
 from supervisor.core.events import Event, MasterExited
 from supervisor.core.judge import SETTLE
 from supervisor.core.signals import ProcessKind
@@ -328,4 +329,13 @@ def _tell_lines(world: World, lines: list[bytes], *, more: bool) -> None:
     world.hear_output(lines, more)
     for line in lines:
         text = line.decode(errors="replace").removesuffix("\r")
-        world.log.info("nginx.output", line=text[:LINE])
+        world.log.info("nginx.output", line=text[:LINE], **_whose(world, line))
+
+
+def _whose(world: World, line: bytes) -> dict[str, str]:
+    """The generation that a message names a process of; an access log's lines name nobody."""
+    pid = pid_of(line)
+    for one in world.generations if pid is not None else ():
+        if pid == one.master.pid or pid in one.workers:
+            return {"generation": f"g{one.id}"}
+    return {}

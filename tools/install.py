@@ -71,6 +71,11 @@ class Layout:
         return self.prefix / "lib" / "systemd" / "system"
 
     @property
+    def catalog(self) -> Path:
+        """What `journalctl -x` explains lines with."""
+        return self.prefix / "lib" / "systemd" / "catalog"
+
+    @property
     def config(self) -> Path:
         """The supervisor's own configuration."""
         return self.sysconfdir / NAME / f"{NAME}.toml"
@@ -153,6 +158,8 @@ def _texts(layout: Layout) -> Iterator[tuple[Path, str]]:
         below = path.relative_to(REPOSITORY / "systemd")
         if len(below.parts) == 1 and path.suffix.lstrip(".") in UNITS:
             yield layout.units / path.name, text
+        elif len(below.parts) == 1 and path.suffix == ".catalog":
+            yield layout.catalog / path.name, text
         else:
             yield layout.share / "systemd" / below, text
     for name, text in current_pages().items():

@@ -47,6 +47,7 @@ _LEVEL = {
 }
 _TIME = rb"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d"
 _HEAD = rb"%s \[(%s)\] (\d{1,10})#(\d{1,10}): " % (_TIME, b"|".join(_LEVEL))
+_PID = re.compile(_TIME + rb" \[[a-z]{1,6}\] (\d{1,10})#")
 _LINE = re.compile(rb"^" + _HEAD + rb"([^\n]{0,%d})" % MESSAGE, re.MULTILINE)
 _SEVERE = re.compile(rb"^" + _TIME + rb" \[(?:emerg|alert|crit)\] ", re.MULTILINE)
 _OF_A_CONNECTION = re.compile(rb"^" + _HEAD + rb"\*\d", re.MULTILINE)
@@ -90,6 +91,12 @@ def parse_line(raw: bytes) -> Entry | None:
     """The message in one line, of any level; None where it is none of nginx's."""
     match = _LINE.match(raw)
     return None if match is None else _entry(match)
+
+
+def pid_of(line: bytes) -> int | None:
+    """The process that a line says it is of, message or not; a client can make one up."""
+    match = _PID.match(line)
+    return None if match is None else int(match[1])
 
 
 def parse_datagram(raw: bytes) -> Entry | None:

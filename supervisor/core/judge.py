@@ -268,6 +268,18 @@ class Judge:
         return len(self._workers - self.missing_workers), len(self._workers)
 
     @property
+    def account(self) -> str:
+        """How well the candidate was looked at and what it answered, for people."""
+        told = [
+            f"probe {name} was heard {many} times, at last: {self._last[name]}"
+            if many
+            else f"probe {name} was not heard ({self._last[name]})"
+            for name, many in self._samples.items()
+        ]
+        workers = "{} of {} workers have answered well".format(*self.covered)
+        return "; ".join((*(told or ["no probe judges it"]), workers))
+
+    @property
     def unheard(self) -> frozenset[str]:
         """The probes that judge and have not been heard of."""
         return frozenset(self._judging) - self._heard.keys()

@@ -175,7 +175,8 @@ class LogFormat(Enum):
 
     JSON = "json"
     CONSOLE = "console"
-    AUTO = "auto"  # console on a terminal, else json
+    JOURNAL = "journal"  # fields, over the journal's own socket
+    AUTO = "auto"  # journal where standard error is, console on a terminal, else json
 
 
 class LogLevel(Enum):

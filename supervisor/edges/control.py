@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 import structlog
 import trio
+from structlog.contextvars import bound_contextvars
 
 from supervisor import wire
 from supervisor.core.access import Role
@@ -102,11 +103,15 @@ class ControlService:
                 self._not_permitted(exchange, role, needed, because)
         if mismatch := method.check_call(exchange.call.parameters, ""):
             invalid_parameter(mismatch.path)
-        if route.access.value >= Role.OPERATOR and exchange.resumed is None:
-            peer = exchange.peer
-            _log.info("control.called", method=method.name, pid=peer.pid, uid=peer.uid)
         exchange.expect(method.check_reply)
-        await route.handler(self._backend, exchange, exchange.call.parameters)
+        if route.access.value < Role.OPERATOR or exchange.resumed is not None:
+            await route.handler(self._backend, exchange, exchange.call.parameters)
+            return
+        peer = exchange.peer
+        _log.info("control.called", method=method.name, pid=peer.pid, uid=peer.uid)
+        # What the backend logs on its way says who asked.
+        with bound_contextvars(caller_pid=peer.pid, caller_uid=peer.uid):
+            await route.handler(self._backend, exchange, exchange.call.parameters)
 
     def _find(self, exchange: Exchange) -> tuple[Route, Method]:
         full_name = exchange.call.method

@@ -47,6 +47,7 @@ def give(world: World) -> Parcel:
         "last_program": _program_to_data(world.last_program, with_read=False),
         "last_identity": world.last_identity,
         "unwritten": world.unwritten,
+        "committed_id": world.committed_id,
     }
     return Parcel(fds=(*fds, *outputs), data=data)
 
@@ -64,6 +65,7 @@ class Handed:
     last_program: Program | None
     last_identity: tuple[int, int] | None
     unwritten: tuple[dict[str, object], ...]
+    committed_id: str | None
 
 
 def read(world: World, data: Mapping[str, Any]) -> Handed:
@@ -85,6 +87,7 @@ def read(world: World, data: Mapping[str, Any]) -> Handed:
         last_program=None if data["last_program"] is None else _program(data["last_program"]),
         last_identity=None if identity is None else (int(identity[0]), int(identity[1])),
         unwritten=tuple(data["unwritten"]),
+        committed_id=data.get("committed_id"),
     )
 
 
@@ -102,6 +105,7 @@ def take_over(world: World, handed: Handed) -> None:
     world.last_program = handed.last_program
     world.last_identity = handed.last_identity
     world.unwritten.extend(handed.unwritten)
+    world.committed_id = handed.committed_id
     world.run = handed.run
     world.guard = left_behind(world.configs)  # it waited for a moment at which nginx serves
     for generation in handed.generations:

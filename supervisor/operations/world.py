@@ -224,6 +224,8 @@ class World:
     """Lines that nginx wrote to its standard output."""
     stdout: StandardOutput = field(default_factory=StandardOutput)  # where these go
     reloading: bool = False  # by us
+    reload_id: str | None = None  # in the history, of the one that runs
+    committed_id: str | None = None  # of the upgrade whose old generation drains, or drained last
     guard: GuardRun | None = None  # the guarded reload that runs, or that somebody has left
     copying: trio.Lock = field(default_factory=trio.Lock)  # held while files are being copied
     foreign_hearing: trio.Event | None = None  # a reload by somebody else is being judged until

@@ -15,6 +15,7 @@ from supervisor.core.error_log import (
     kind_of,
     parse_datagram,
     parse_line,
+    pid_of,
     severe,
 )
 from supervisor.core.signals import Severity
@@ -228,3 +229,8 @@ def test_lines_of_two_kinds(one: str, other: str) -> None:
 
 def test_a_kind_is_bounded() -> None:
     assert len(kind_of("word " * 999)) == KIND
+
+
+def test_whose_a_line_says_it_is() -> None:
+    assert pid_of(AT + b"[notice] 12#7: signal process started") == 12
+    assert pid_of(b'127.0.0.1 - - [24/Nov/2026] "GET / HTTP/1.1"') is None

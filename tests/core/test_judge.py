@@ -426,3 +426,14 @@ def test_no_workers_condemn_once_it_lasts() -> None:
     assert made.trigger is None
     made.census(frozenset(), at=3.0)
     assert reason(made) == "no_workers"
+
+
+def test_what_was_seen_is_told_in_one_line() -> None:
+    made = judge(HOME, Criterion(name="shop", rise=1, fall=1, up_before=True))
+    made.observe(seen(PASS, worker=11, detail="status 200"))
+    assert made.account == (
+        "probe home was heard 1 times, at last: status 200; "
+        "probe shop was not heard (no answer yet); 1 of 2 workers have answered well"
+    )
+    alone = judge(Criterion(name="home", rise=1, fall=1, up_before=False), workers=())
+    assert alone.account == "no probe judges it; 0 of 0 workers have answered well"

@@ -383,7 +383,7 @@ LONG = "/" + "x" * 107
         (NGINX + "[upgrade]\ncanary = [5]", "is not a duration"),
         (NGINX + '[upgrade]\nstart_timeout = "0s"', "more than 0 seconds"),
         (NGINX + '[restart]\nbackoff_initial = "31s"', "longer than backoff_max"),
-        (NGINX + '[log]\nformat = "xml"', "'xml' is none of json, console, auto"),
+        (NGINX + '[log]\nformat = "xml"', "'xml' is none of json, console, journal, auto"),
         (NGINX + "[probe]\n" + HTTP, "a table of its own, [[probe]]"),
         ("probe = [1]\n" + NGINX, "a table of its own, [[probe]]"),
         (NGINX + ("[[probe]]\n" + HTTP) * 2, "two probes with the name home"),

@@ -605,3 +605,24 @@ async def test_what_is_no_evidence_is_not_taken(autojump_clock: MockClock) -> No
     del data["judge"]["health"]
     with pytest.raises(KeyError):
         Scene(HOME).evidence.from_data(data, at=0.0)
+
+
+async def test_what_was_seen_of_a_candidate_is_told_once_for_each_window(
+    autojump_clock: MockClock,
+) -> None:
+    scene = Scene(HOME)
+    await scene.prepare()
+    with capture_logs() as told:
+        scene.evidence.aim(Watch.CANARY)
+        scene.see(PASS, times=3)
+        scene.evidence.aim(Watch.SOAK)
+        scene.see(PASS)
+        await scene.evidence.last_look()
+        scene.evidence.aim(Watch.ACTIVE)
+    seen = [one for one in told if one["event"] == "candidate.observed"]
+    assert [(one["window"], one["generation"]) for one in seen] == [
+        ("canary", "g2"),
+        ("soak", "g2"),
+    ]
+    assert seen[0]["detail"].startswith("probe home was heard 3 times, at last: pass of 2; ")
+    assert seen[1]["detail"].startswith("probe home was heard 1 times")

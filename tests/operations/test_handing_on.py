@@ -37,7 +37,7 @@ NOT_OF_A_WORLD = {
     "copying", "foreign_hearing", "reloaded", "hear_signal", "keep_copy",  # of this process
     "guard",  # read from its record
     "configs",
-    "reloading",  # nothing is handed on while the supervisor reloads
+    "reloading", "reload_id",  # nothing is handed on while the supervisor reloads
     "env_seen", "facts_seen",  # asked again
     "predecessor",  # what the new program says
 }  # fmt: skip

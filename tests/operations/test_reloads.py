@@ -107,6 +107,21 @@ async def test_what_is_recorded(oldest: Build) -> None:
         with pytest.raises(Refusal) as caught:
             await one.reloads.run(RESUME, one.told.append)
         assert caught.value.reason == "nothing_to_resume"
+        assert one.made.world.reload_id is None
+
+
+async def test_a_refused_reload_is_in_the_log(oldest: Build) -> None:
+    async with office(oldest) as one:
+        ids: list[str | None] = []
+        one.made.world.progress = lambda _: None
+        config = one.made.folder / "nginx.conf"
+        config.write_text(config.read_text() + "nonsense;\n")
+        with pytest.raises(Refusal):
+            await one.reloads.run(commands.Reload(), lambda _: ids.append(one.made.world.reload_id))
+        assert set(ids) == {"r1"}
+        (said,) = (each for each in one.made.log if each["event"] == "reload.verdict")
+        assert (said["verdict"], said["reason"]) == ("refused", "config_rejected")
+        assert one.made.world.reload_id is None
 
 
 async def test_what_was_left_is_ended_once_nginx_serves(oldest: Build) -> None:
