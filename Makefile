@@ -9,7 +9,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv nginx boxes check test test-pairs matrix misbehaviours soak demo run bench bench-lost bench-healthy fuzz clean install uninstall deb
+.PHONY: help venv nginx boxes check test test-pairs matrix misbehaviours soak demo run bench bench-lost bench-healthy bench-booted fuzz clean install uninstall deb
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -27,6 +27,7 @@ help:
 	@echo 'make bench   what the supervisor adds to the time of an upgrade; how soon it reacts; what a status costs'
 	@echo 'make bench-healthy  200 healthy upgrades (ROUNDS=N) under load, none of which may be undone; 15 minutes'
 	@echo 'make bench-lost  a million requests through upgrades, rollbacks and crashes (REQUESTS=N); some minutes'
+	@echo 'make bench-booted  requests sent and failed under load in a booted systemd: deaths, restarts, packages (SUITE=trixie)'
 	@echo 'make soak    random faults and upgrades, checked after each (SOAK_SECONDS=600, SOAK_SEED=N)'
 	@echo 'make fuzz    the coverage-guided fuzzer: FUZZ_SECONDS=60 for each target, FUZZ_SEED=1'
 	@echo 'make install, make uninstall   the programs, units and documents, for this machine (PREFIX, DESTDIR)'
@@ -97,6 +98,10 @@ bench: nginx
 
 bench-healthy: nginx
 	@$(PY) -m bench.healthy_upgrades --rounds $(or $(ROUNDS),200)
+
+# In a booted systemd; the watchdog's row takes its time-out, half a minute.
+bench-booted: nginx
+	@$(PY) -m bench.booted $(if $(SUITE),--suite $(SUITE))
 
 REQUESTS := 1000000
 bench-lost: nginx

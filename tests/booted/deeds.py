@@ -22,14 +22,16 @@ def wait_for(what: str, holds: Callable[[], bool], *, limit: float = LIMIT) -> N
         time.sleep(0.02)
 
 
-def wait_for_successor(box: Box, before: int, unit: str = site.UNIT) -> int:
+def wait_for_successor(
+    box: Box, before: int, unit: str = site.UNIT, *, limit: float = LIMIT
+) -> int:
     """The main process that has taken the place of `before`, once the unit is active with it."""
 
     def is_there() -> bool:
         seen = box.show(unit, "ActiveState", "MainPID")
         return seen["ActiveState"] == "active" and int(seen["MainPID"]) not in (0, before)
 
-    wait_for("another supervisor", is_there)
+    wait_for("another supervisor", is_there, limit=limit)
     return site.main_pid(box, unit)
 
 
@@ -90,7 +92,7 @@ def hang_supervisor(box: Box) -> None:
     """Stop the main process until the watchdog kills it; returns when another one is there."""
     before = site.main_pid(box)
     box.run("systemctl", "kill", "--kill-whom=main", "-s", "STOP", site.UNIT)
-    wait_for_successor(box, before)
+    wait_for_successor(box, before, limit=120.0)
 
 
 def keep_nginx_on_restart(box: Box) -> None:

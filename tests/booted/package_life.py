@@ -81,7 +81,9 @@ def dpkg(box: Box, *words: str, check: bool = True) -> str:
 
 
 @contextmanager
-def under_load(box: Box, *, port: int = 80, rate: float = 200.0) -> Iterator[Callable[[], Outcome]]:
+def under_load(
+    box: Box, *, port: int = 80, rate: float = 200.0
+) -> Iterator[Callable[..., Outcome]]:
     """Requests all the while; calling what it gives ends them and tells what became of them."""
     with box.quick_load(port=port, rate=rate, processes=1) as load:
         load.lap()  # it runs
