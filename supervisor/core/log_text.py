@@ -227,8 +227,7 @@ def _dropped(event: Event) -> str:
 
 
 def _plain(event: Event) -> str:
-    words = str(event.get("event")).replace(".", " ").replace("_", " ")
-    return f"{words}{_of(event)}{_why(event)}{_rest(event)}"
+    return f"{event.get('event')}{_of(event)}{_why(event)}{_rest(event)}"
 
 
 _WORDS: Mapping[str, Callable[[Event], str]] = {

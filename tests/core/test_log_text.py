@@ -179,9 +179,9 @@ VERDICT = {
                 "event": "pid_file.repaired", "level": "warning", "path": "/run/nginx.pid",
                 "pids": [1, 2], "nothing": None, "upgrade_id": ID,
             },
-            "pid file repaired (path=/run/nginx.pid, pids=1, 2)",
+            "pid_file.repaired (path=/run/nginx.pid, pids=1, 2)",
         ),
-        ({"event": "some.thing", "detail": "why", "generation": "g4"}, "some thing, g4: why"),
+        ({"event": "some.thing", "detail": "why", "generation": "g4"}, "some.thing, g4: why"),
     ],
 )  # fmt: skip
 def test_the_line_for_people(event: Event, line: str) -> None:
@@ -190,7 +190,7 @@ def test_the_line_for_people(event: Event, line: str) -> None:
 
 def test_an_exception_follows_its_line() -> None:
     told = message({"event": "probe.bug", "exception": "Traceback:\n  here\x1b[2J\nValueError"})
-    assert told == "probe bug\nTraceback:\n  here\\x1b[2J\nValueError"
+    assert told == "probe.bug\nTraceback:\n  here\\x1b[2J\nValueError"
 
 
 def test_what_others_wrote_stays_in_its_line_and_rules_no_terminal() -> None:

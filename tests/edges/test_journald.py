@@ -213,7 +213,7 @@ def test_an_exception_is_a_field_and_is_read(journal: Listener, stderr: tuple[Pa
     except ValueError:
         log.exception("operation.bug", operation="spawn")
     entry = journal.fields()
-    assert entry["MESSAGE"].startswith("operation bug (operation=spawn)\nTraceback")
+    assert entry["MESSAGE"].startswith("operation.bug (operation=spawn)\nTraceback")
     assert "ValueError: invalid literal" in entry["EXCEPTION"]
     assert entry["PRIORITY"] == "3"
 
