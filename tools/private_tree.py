@@ -45,7 +45,7 @@ def private_tree(machine: str | None = None, *, version: str | None = None) -> P
     CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="making-", dir=CACHE) as folder:
         made = Path(folder) / "tree"
-        _fill(made, _own_wheel(Path(folder), version), machine)
+        _fill(made, own_wheel(Path(folder), version), machine)
         _tidy(made)
         _expect_for_every_python(made)
         try:
@@ -71,8 +71,11 @@ def _key(machine: str, version: str | None) -> str:
     return digest.hexdigest()[:16]
 
 
-def _own_wheel(folder: Path, version: str | None) -> Path:
-    """Built from a copy: a build in place keeps files that are long deleted."""
+def own_wheel(folder: Path, version: str | None = None) -> Path:
+    """This program's wheel, made in `folder`. Raises TreeError.
+
+    Built from a copy: a build in place keeps files that are long deleted.
+    """
     source, wheels = folder / "source", folder / "wheels"
     for path in own_sources():
         target = source / path.relative_to(REPOSITORY)

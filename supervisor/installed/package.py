@@ -82,9 +82,10 @@ def release_all() -> bool:
     done = [_release(one) for one in running()]
     if not all(done):
         return False
-    for unit in names():
+    # What is left has no nginx: it watches files, or would be started again and again.
+    for unit in names("nginx-supervisor*", "path", "timer", "service"):
         if show(unit, "ActiveState")["ActiveState"] != "inactive":
-            systemctl("stop", unit)  # it has no process: it would be started again and again
+            systemctl("stop", unit)
     return True
 
 

@@ -95,9 +95,10 @@ def running(pattern: str = ALL_UNITS) -> list[Running]:
     return [one for one in found if one is not None]
 
 
-def names(pattern: str = ALL_UNITS) -> list[str]:
-    """The services of that name that systemd has loaded. Raises StepError."""
-    words = ("list-units", "--type=service", "--all", "--plain", "--no-legend", "--full")
+def names(pattern: str = ALL_UNITS, *types: str) -> list[str]:
+    """The units of that name (services by default) that systemd has loaded. Raises StepError."""
+    kinds = ",".join(types) or "service"
+    words = ("list-units", f"--type={kinds}", "--all", "--plain", "--no-legend", "--full")
     return [line.split()[0] for line in systemctl(*words, pattern).splitlines() if line.split()]
 
 
