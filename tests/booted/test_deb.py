@@ -349,3 +349,38 @@ def test_a_configuration_that_was_there_first_is_kept(plain: Box) -> None:
     assert plain.path(CONFIG).read_text() == "# mine\n"
     life.dpkg(plain, "--force-confdef", "--force-confold", "-i", life.deb_in(NEXT, plain))
     assert plain.path(CONFIG).read_text() == "# mine\n"
+
+
+def test_the_files_may_change_under_a_running_supervisor(migrated: Box) -> None:
+    """It has everything in memory that it ever needs: between two files of two versions, and
+    where dpkg was killed, there is nothing that it could load."""
+    # Another file, with the same program in it.
+    migrated.run("sh", "-c", "cp /usr/sbin/nginx /root/nginx; echo >>/root/nginx")
+    migrated.run("mv", "/usr/lib/nginx-supervisor", "/root/client")
+    ctl = (
+        "python3", "-IS", "-c",
+        "import sys; sys.path.insert(0, '/root/client'); from supervisor.cli import main; "
+        "sys.exit(main())", "--json",
+    )  # fmt: skip
+
+    def nginxctl(*words: str, code: int = 0) -> str:
+        done = migrated.run(*ctl, *words, check=False)
+        assert done.returncode == code, f"{words}: {done.stdout}{done.stderr}"
+        return done.stdout
+
+    with life.under_load(migrated) as outcome:
+        nginxctl("reload", "--guard")
+        nginxctl("upgrade", "/root/nginx")
+        nginxctl("rollback")
+        migrated.run("systemctl", "reload", UNIT)
+        for word in ("status", "check", "history", "versions", "events", "reopen"):
+            nginxctl(word)
+        migrated.run(*ctl, "doctor", check=False)
+        assert "self_check_failed" in nginxctl("self-upgrade", code=3)
+        clients = outcome()
+    assert (clients.failed, clients.causes) == (0, "")
+    for line in migrated.journal("-u", UNIT).splitlines():
+        assert "ModuleNotFoundError" not in line or "supervisor.not_replaced" in line
+        assert "Traceback" not in line or "supervisor.not_replaced" in line
+    migrated.run("mv", "/root/client", "/usr/lib/nginx-supervisor")
+    migrated.run("nginxctl", "self-upgrade")
