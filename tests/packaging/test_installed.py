@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -279,11 +280,7 @@ def test_the_supervisors_that_run_are_found_by_their_command(
 ) -> None:
     config = tmp_path / "c.toml"
     config.write_text('[control]\nsocket = "/run/other.sock"\nwhatever = [[[')
-    words = ["sleep", "60"]
-    with (
-        subprocess.Popen(words) as other,
-        subprocess.Popen(["sh", "-c", "sleep 60; :", "run", "--config", str(config)]) as ours,
-    ):
+    with sleeping() as other, sleeping("run", "--config", str(config)) as ours:
         systemd.properties = {
             "nginx-supervisor.service": {"MainPID": str(ours.pid)},
             "nginx-supervisor-package.service": {"MainPID": str(other.pid)},
@@ -294,8 +291,18 @@ def test_the_supervisors_that_run_are_found_by_their_command(
         assert units.running() == [Running(unit=OUR_UNIT, pid=ours.pid, socket=DEFAULT_SOCKET)]
         config.write_text('[control]\nsocket = "/run/other.sock"\nunknown = 1\n')
         assert units.running()[0].socket == "/run/other.sock"
-        other.kill()
-        ours.kill()
+
+
+@contextmanager
+def sleeping(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A process with these arguments, from when it can be seen to have them."""
+    command = ["sh", "-c", "echo up; read line", *arguments]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        yield process
 
 
 def test_the_configuration_that_a_unit_names(systemd: Systemd) -> None:
