@@ -136,6 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         configure_logs(settings.log, extra=(story, tap))
         # The watchdog's SIGABRT ends a supervisor that is stuck: its log shall say where.
         faulthandler.enable(2)
+        linux.expect_pidfds()
         linux.become_subreaper()
         linux.raise_file_limit()
         RESERVE.fill()

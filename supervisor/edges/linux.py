@@ -44,6 +44,18 @@ def become_subreaper() -> None:
         )
 
 
+def expect_pidfds() -> None:
+    """Processes can be watched here; raises OperationFailed `pidfd_unavailable` where not."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as exc:
+        raise OperationFailed(
+            "pidfd_unavailable",
+            f"cannot watch processes: pidfd_open(2) fails: {exc.strerror}; it takes Linux 5.3, and "
+            "in a container a seccomp profile that permits it, as Docker's does since 20.10",
+        ) from exc
+
+
 def most_files() -> int:
     """How many descriptors this process may have open at once."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
