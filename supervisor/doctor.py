@@ -114,7 +114,7 @@ class Doctor:
                 active = self._world.active
                 running = systemd_units.limits_of(active.master.pid) if active is not None else {}
                 return UnitsSeen(theirs=theirs, ours=ours, running=running)
-        return UnitsSeen(without=f"systemd has no {' or '.join(names)} beside {own}")
+        return UnitsSeen(ours=ours, without=f"systemd has no {' or '.join(names)} beside {own}")
 
     # --- in a thread ------------------------------------------------------------------------
 

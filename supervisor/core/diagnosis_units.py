@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from supervisor.core.diagnosis import Diagnosis, Level, finding
+from supervisor.core.diagnosis_own_unit import of_own_unit
 from supervisor.core.settings import NginxSettings
 from supervisor.core.unit_file import (
     Assignment,
@@ -65,6 +66,8 @@ _NOT_GLOBALS = ("daemon on", "daemon off", "master_process on")
 def of_units(seen: UnitsSeen, nginx: NginxSettings) -> Iterator[Diagnosis]:
     """One finding for each difference, or one that says that there is none."""
     theirs, ours = seen.theirs, seen.ours
+    if ours is not None:
+        yield from of_own_unit(ours)
     if theirs is None or ours is None:
         yield finding(TOPIC, "units", Level.NOTE, f"not compared: {seen.without}")
         return

@@ -148,3 +148,16 @@ def test_a_supervisor_that_cannot_stop_in_time_leaves_nginx_to_the_next_one(
     assert get(bookworm, "80") == "ok\n"
     site.start(bookworm)
     assert site.master_pid(bookworm) == master
+
+
+def test_the_doctor_names_what_would_take_nginx_along(bookworm: Box) -> None:
+    site.configure(bookworm)
+    site.start(bookworm)
+    harmless = bookworm.run("nginxctl", "doctor", check=False).stdout
+    drop_in(bookworm, "KillMode=mixed\nOOMPolicy=stop\nRuntimeDirectoryPreserve=no\nPrivateTmp=yes")
+    told = bookworm.run("nginxctl", "doctor", check=False).stdout
+    for advice in (
+        "KillMode=process", "OOMPolicy=continue", "RuntimeDirectoryPreserve=yes", "PrivateTmp=no",
+    ):  # fmt: skip
+        assert advice in told
+        assert advice not in harmless
