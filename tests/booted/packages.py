@@ -18,8 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.booted import site
-from tests.booted.box import Box
+from tests.booted.box import Binding, Box
+from tests.booted.roots import root_of
+from tools.nginx_builds import builds, candidate
+from tools.nginx_cache import cache_folder
 
+NGINX = "/usr/sbin/nginx"
+NEWEST = builds()[-1]
+CANDIDATES = Binding(cache_folder() / "candidates", str(cache_folder() / "candidates"))
+"""What a box must have bound for a bad candidate to run in it."""
 PATH_UNIT = "nginx-supervisor-package.path"
 SERVICE = "nginx-supervisor-package.service"
 LIMIT = 90.0
@@ -168,6 +175,7 @@ def _state(box: Box) -> str:
 class Scenario:
     """What came of one package under load."""
 
+    box: Box
     verdict: Mapping[str, object]
     sent: int
     failed: Mapping[str, int]
@@ -182,5 +190,38 @@ def upgrade_under_load(box: Box, *debs: Path, port: int = 80, rate: float = 100.
         verdicts = until_settled(box, before + 1)
         load.stop()
     return Scenario(
-        verdict=verdicts[-1], sent=load.total.sent, failed=dict(load.total.failed), said=said
+        box=box,
+        verdict=verdicts[-1],
+        sent=load.total.sent,
+        failed=dict(load.total.failed),
+        said=said,
     )
+
+
+# --- scenarios, for tests and for whoever measures ----------------------------------------------
+
+
+def nginx_deb(
+    folder: Path, version: str, binary: Path, *, suite: str = "bookworm", **more: Mapping[str, str]
+) -> Path:
+    """Debian's nginx of `suite` with another binary, as a package with this version number."""
+    root = root_of(suite)
+    return pack(root, "nginx", version, into=folder, files={NGINX: binary}, **more)
+
+
+def good_package(boot: Callable[..., Box], folder: Path, *, suite: str = "bookworm") -> Scenario:
+    """A box of its own, and in it the newest nginx as a package, under load."""
+    box = boot(suite)
+    site.configure(box)
+    start(box)
+    deb = nginx_deb(folder, f"{NEWEST.version}-1", NEWEST.path, suite=suite)
+    return upgrade_under_load(box, deb)
+
+
+def bad_package(boot: Callable[..., Box], folder: Path, *, kind: str = "workers_fatal") -> Scenario:
+    """The same with a bad candidate of that `kind`, in bookworm: clients of one may see it."""
+    box = boot("bookworm", CANDIDATES)
+    site.configure(box)
+    start(box)
+    deb = nginx_deb(folder, f"{NEWEST.version}-1", candidate(NEWEST, kind))
+    return upgrade_under_load(box, deb)

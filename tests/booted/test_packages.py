@@ -9,23 +9,17 @@ from pathlib import Path
 import pytest
 
 from tests.booted import packages, site
-from tests.booted.box import Binding, Box
+from tests.booted.box import Box
 from tests.booted.conftest import BootBox
+from tests.booted.packages import CANDIDATES, NEWEST, NGINX, nginx_deb
 from tests.booted.roots import root_of
 from tools.nginx_builds import builds, candidate
-from tools.nginx_cache import cache_folder
-
-NEWEST = builds()[-1]
-NGINX = "/usr/sbin/nginx"
-CANDIDATES = Binding(cache_folder() / "candidates", str(cache_folder() / "candidates"))
 
 
-def nginx_deb(
-    folder: Path, version: str, binary: Path, *, suite: str = "bookworm", **more: dict[str, str]
-) -> Path:
-    return packages.pack(
-        root_of(suite), "nginx", version, into=folder, files={NGINX: binary}, **more
-    )
+def test_systemd_finds_no_fault_in_the_units(box: Box) -> None:
+    for unit in (packages.PATH_UNIT, packages.SERVICE):
+        done = box.run("systemd-analyze", "verify", "--man=no", unit)
+        assert (done.stdout, done.stderr) == ("", ""), unit
 
 
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])
