@@ -21,6 +21,7 @@ from supervisor.edges.config_file import load_settings
 from supervisor.edges.disk_binary import DiskBinaryCache
 from supervisor.edges.journal import History
 from supervisor.edges.log_tap import LogTap
+from supervisor.edges.systemd_units import is_booted, own_unit, unit_seen
 from supervisor.edges.upgradable import objection
 from supervisor.operations.adoption import open_claimed
 from supervisor.operations.facts import read_facts, settings_argv
@@ -152,7 +153,7 @@ class Backend:
     async def _objection(self, command: Command) -> SupervisorError | None:
         """Why the command would do harm, or nothing; the machine knows only processes of ours."""
         if isinstance(command, Detach):
-            return detachable()
+            return detachable() or await _killed_with_us()
         if isinstance(command, Adopt):
             return await self._nothing_to_adopt()
         return await self._restart_would_fail(command)
@@ -288,6 +289,22 @@ def detachable() -> SupervisorError | None:
         "pid_1",
         "cannot detach: the supervisor is PID 1 of its container, and its end is nginx's; "
         "nginxctl self-upgrade replaces the supervisor by another one",
+    )
+
+
+async def _killed_with_us() -> SupervisorError | None:
+    """Why systemd would end nginx with the supervisor, as it does by default (systemd.kill(5))."""
+    unit = own_unit(os.getpid()) if is_booted() else ""
+    seen = await unit_seen(unit) if unit else None
+    mode = "" if seen is None else seen.properties.get("KillMode", "")
+    if seen is None or mode not in ("control-group", "mixed"):
+        return None
+    if seen.properties.get("MainPID") != str(os.getpid()):
+        return None  # some unit's process, as in a terminal: nobody ends nginx with it
+    return Refusal(
+        "kill_mode",
+        f"cannot detach: {unit} has KillMode={mode}, with which systemd ends nginx when the "
+        "supervisor ends; set KillMode=process, then systemctl daemon-reload",
     )
 
 

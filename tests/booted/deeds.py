@@ -44,6 +44,11 @@ def wait_until_stored(box: Box, count: int) -> None:
     wait_for(f"{count} descriptors in the store", lambda: stored(box) == count)
 
 
+def wait_until_told(box: Box, event: str) -> None:
+    """Wait until the supervisor has logged this."""
+    wait_for(event, lambda: '"MESSAGE"' in box.journal("-o", "json", f"EVENT={event}"))
+
+
 def refused(box: Box, port: int) -> bool:
     """Whether a connection to the port is refused; False where it is taken, or waits."""
     text = (

@@ -107,3 +107,17 @@ def test_in_an_upgrade(bookworm: Box) -> None:
     generations = site.status(bookworm)["generations"]
     assert isinstance(generations, list)
     assert generations[0]["version"] == newest.version
+
+
+def test_not_where_systemd_would_end_nginx_with_it(bookworm: Box) -> None:
+    site.configure(bookworm)
+    site.start(bookworm)
+    master = site.master_pid(bookworm)
+    deeds.drop_in(bookworm, "[Service]\nKillMode=control-group\n")
+    said = bookworm.run("nginxctl", "detach", check=False)
+    assert said.returncode == 3
+    assert "KillMode=control-group" in said.stdout + said.stderr
+    assert site.master_pid(bookworm) == master
+    deeds.drop_in(bookworm, "")
+    bookworm.run("nginxctl", "detach")
+    assert deeds.answers(bookworm, 80)

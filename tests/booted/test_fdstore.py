@@ -25,7 +25,7 @@ def test_the_end_of_supervisor_and_nginx_refuses_nobody(box: Box) -> None:
         tally = load.stop()
     deeds.only_cut(tally)
     assert site.master_pid(box) != before
-    assert "listeners.taken_back" in box.journal("-u", site.UNIT)
+    deeds.wait_until_told(box, "listeners.taken_back")
     assert deeds.stored(box) == 2
     box.run("systemctl", "stop", site.UNIT)
     assert deeds.stored(box) == 0
@@ -79,7 +79,7 @@ def test_what_somebody_has_reloaded_meanwhile_is_compared(serving: Box) -> None:
     serving.run("nginx", "-s", "reload")
     assert deeds.stored(serving) == 3
     serving.run("systemctl", "restart", site.UNIT)  # `start` waits for that hour
-    assert "listeners.taken_back" in serving.journal("-u", site.UNIT)
+    deeds.wait_until_told(serving, "listeners.taken_back")
     assert site.master_pid(serving) == before
     deeds.wait_for("nobody listens", lambda: deeds.refused(serving, PORT))
     assert deeds.stored(serving) == 2
