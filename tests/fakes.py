@@ -132,6 +132,10 @@ class FakeEffects:
         self.calls.append(("reopen",))
         return "logs reopened"
 
+    async def let_go(self, *, asked: bool) -> str:
+        self.calls.append(("let_go", asked))
+        return "nginx serves on"
+
     async def retire(self, generation: int) -> None:
         self.calls.append(("retire", generation))
         await self._answer("retire")
