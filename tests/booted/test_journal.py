@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from supervisor import wire
+from supervisor.cli.connection import Connection
+from supervisor.edges.journald import LATE
 from tests.booted import site
 from tests.booted.box import Box
 from tests.booted.conftest import BootBox
@@ -18,6 +21,7 @@ from tools.nginx_builds import builds
 
 OLD, NEW = builds()[-2:]
 BINARY = "/usr/local/sbin/nginx"
+SOCKET = "/run/nginx-supervisor/control.sock"
 LIMIT = 60.0
 
 Entry = dict[str, Any]
@@ -226,6 +230,27 @@ def test_a_journal_that_does_not_read_holds_nobody_up(box: Box) -> None:
     until("the verdict", lambda: own(box, f"UPGRADE_ID={told['upgrade_id']}", "VERDICT=committed"))
     assert phases(story(box, told))[:6] == [*UPGRADE, "committing"]
     assert not own(box, "--grep", "lines are missing here|log.dropped")
+
+
+def test_more_than_waits_is_told_by_another_way(bookworm: Box) -> None:
+    """By the stream that standard error is, without fields, but each line."""
+    serve(bookworm)
+    many = LATE  # each is two lines: one that a request came, one that it is refused
+    bookworm.run("systemctl", "kill", "-s", "STOP", "systemd-journald")
+    with Connection(str(bookworm.path(SOCKET)), timeout=LIMIT) as asked:
+        for _ in range(many):
+            asked.send(wire.encode_call(f"{wire.INTERFACE}.Promote", {}))
+            asked.receive()
+    bookworm.run("systemctl", "kill", "-s", "CONT", "systemd-journald")
+
+    def told() -> tuple[int, int]:
+        lines = entries(bookworm, "-u", site.UNIT, "_TRANSPORT=stdout")
+        refused = [one for one in lines if '"request.refused"' in one["MESSAGE"]]
+        assert all(one["PRIORITY"] == "4" for one in refused)
+        return len(own(bookworm, "EVENT=request.refused")), len(refused)
+
+    until("each line", lambda: sum(told()) == many)
+    assert all(told())
 
 
 def test_a_journal_that_restarts_or_is_gone(box: Box) -> None:
