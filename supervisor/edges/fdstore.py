@@ -177,6 +177,7 @@ class DescriptorStore:
                 self._socket.sendmsg([message], rights)
                 self._waiting.popleft()
                 _close(fd)
+            self.close()  # words are rare, and a descriptor that lies idle is one to account for
         except BlockingIOError:
             return
         except (OSError, ValueError):
