@@ -81,6 +81,24 @@ def test_a_rollback_of_a_committed_package_brings_its_module_back(
         assert_version_with_its_module(nginx, oldest, oldest.path)
 
 
+@pytest.mark.needs("marker")
+def test_a_module_alone_is_a_change(oldest: Build, tmp_path: Path) -> None:
+    with site.make(oldest, Options(module=True)) as one, supervised.running(one) as nginx:
+        assert nginx.ctl("upgrade", "--if-changed").reason == "unchanged"
+        rebuilt = tmp_path / "marker.so"
+        rebuilt.write_bytes(one.module.read_bytes() + bytes(1))
+        put(rebuilt, one.module)
+        expected = [{"kind": "module", "path": str(one.module), "change": "replaced"}]
+        assert nginx.status()["changed"] == expected
+        answer = nginx.ctl("upgrade", "--if-changed")
+        assert answer.code == 0, answer
+        assert (answer.last["verdict"], answer.last["changed"]) == ("committed", expected)
+        nginx.until_state("running")
+        assert nginx.status()["changed"] == []
+        assert sha256(one.module) == sha256(rebuilt)
+        assert nginx.ctl("upgrade", "--if-changed").reason == "unchanged"
+
+
 def test_a_condemned_binary_that_is_put_back_is_not_started(oldest: Build, newest: Build) -> None:
     bad = candidate(newest, "status_500")
     with site.make(oldest) as one, supervised.running(one) as nginx:
