@@ -141,7 +141,7 @@ def test_everything_is_killed_and_nobody_is_refused(oldest: Build, newest: Build
             kept = [f"[::1]:{one.ports[1]}", f"127.0.0.1:{one.port}", f"127.0.0.2:{one.ports[1]}"]
             kept = sorted([f"127.0.0.1:{one.ports[1]}/udp", *kept, f"unix:{one.unix_path}"])
             told = held(nginx)
-            assert told == {"available": True, "count": 5, "addresses": kept}
+            assert told == {"available": True, "count": 5, "addresses": kept, "detail": None}
             inode = one.unix_path.stat().st_ino
             for count in (1, 2, 3):
                 with Load(one.plan(**NEW)) as load:
