@@ -86,6 +86,9 @@ def test_what_people_call(bookworm: Box) -> None:
         box.run("systemctl", command, NGINX)
         assert front.masters(box) == [third]
 
+    for _ in range(6):  # more often than systemd's start limit allows
+        box.run("systemctl", "restart", NGINX)
+
     # The supervisor's own unit takes it along, in both directions.
     box.run("systemctl", "stop", site.UNIT)
     assert (front.is_active(box), front.masters(box)) == ("inactive", [])
@@ -107,9 +110,9 @@ def test_a_broken_configuration_harms_nobody(bookworm: Box) -> None:
     assert "unexpected end of file" in box.journal("-u", NGINX)
     assert front.masters(box) == [master]
     assert (front.is_active(box), _state(box)) == ("failed", "running")
-    box.path("/etc/nginx/sites-enabled/bad").unlink()
-    box.run("systemctl", "start", NGINX)
+    box.run("systemctl", "start", NGINX)  # it serves: there is nothing to test first
     assert (front.is_active(box), front.masters(box)) == ("active", [master])
+    box.path("/etc/nginx/sites-enabled/bad").unlink()
     box.run("systemctl", "restart", NGINX)
     assert front.masters(box) != [master]
 
@@ -117,6 +120,7 @@ def test_a_broken_configuration_harms_nobody(bookworm: Box) -> None:
 def test_a_reload_in_an_upgrade_waits_for_the_verdict(bookworm: Box) -> None:
     """As certbot's hook and ansible's handler call it, at whatever moment a certificate is new."""
     box = bookworm
+    box.write(front.OVERRIDE, "[Service]\nTimeoutStartSec=1\n")
     front.started(box, canary="2s")
     with box.quick_load(rate=50.0) as load:
         upgrade = box.popen("nginxctl", "upgrade", stdout=subprocess.DEVNULL)
@@ -135,17 +139,19 @@ def test_a_reload_in_an_upgrade_waits_for_the_verdict(bookworm: Box) -> None:
 def test_a_restart_in_an_upgrade_is_a_reload_after_it(bookworm: Box) -> None:
     """Also where a reload waits at that moment, which systemd then ends."""
     box = bookworm
-    front.started(box, canary="2s")
+    front.started(box, canary="60s")
     with box.quick_load(rate=50.0) as load:
         upgrade = box.popen("nginxctl", "upgrade", stdout=subprocess.DEVNULL)
         until("the canary", lambda: _phase(box) == "canary")
         hook = box.popen("systemctl", "reload", NGINX, stderr=subprocess.DEVNULL)
         until("it waits", lambda: box.show(NGINX, "SubState")["SubState"] == "reload")
-        box.run("systemctl", "restart", NGINX)
-        assert upgrade.wait(60) == 0
+        restart = box.popen("systemctl", "restart", NGINX)
+        until("it has seen the upgrade", lambda: ("upgrade", "refused") in _done(box))
+        box.run("nginxctl", "rollback")
+        assert (upgrade.wait(60), restart.wait(60)) == (4, 0)
         hook.wait(60)
         nobody_failed(load)
-    assert ("upgrade", "committed") in _done(box)
+    assert ("upgrade", "rolled_back") in _done(box)
     assert _done(box)[-1] == ("reload", "committed")
     assert (len(front.masters(box)), front.is_active(box)) == (1, "active")
 
@@ -288,14 +294,52 @@ def test_the_death_of_the_supervisor_is_no_restart_of_nginx(bookworm: Box) -> No
         until("it answers", lambda: box.run("nginxctl", "status", check=False).returncode == 0)
         nobody_failed(load)
     assert front.masters(box) == [master]
+    assert box.path("/run/nginx.pid").read_text() == f"{master}\n"
+
+
+CLIENT = """\
+import socket
+client = socket.create_connection(("127.0.0.1", 80))
+client.sendall(b"GET / HTTP/1.1\\r\\n")
+print("there", flush=True)
+client.recv(1)
+"""
+
+
+def test_a_stop_may_take_as_long_as_the_supervisor_gives_it(bookworm: Box) -> None:
+    """Debian's TimeoutStopSec=5, or a shorter one, is for a unit that stops nginx itself."""
+    box = bookworm
+    box.write(front.OVERRIDE, "[Service]\nTimeoutStopSec=1\n")
+    front.started(box, settings='[stop]\nquit_timeout = "3s"')
+    client = box.popen("python3", "-c", CLIENT, stdout=subprocess.PIPE)
+    assert client.stdout is not None
+    client.stdout.readline()
+    box.run("systemctl", "stop", NGINX)
+    client.communicate(timeout=60)
+    assert (front.masters(box), _state(box)) == ([], "stopped")
+    assert box.show(NGINX, "ActiveState", "Result") == {
+        "ActiveState": "inactive", "Result": "success",
+    }  # fmt: skip
+
+
+def test_a_binary_that_is_gone_is_for_the_supervisor_to_bring_back(trixie: Box) -> None:
+    """Debian 13 has a condition for it, with which systemd would start nothing, and say nothing."""
+    box = trixie
+    front.started(box)
+    box.run("systemctl", "stop", NGINX)
+    box.path("/usr/sbin/nginx").unlink()
+    box.run("systemctl", "start", NGINX)
+    assert (front.is_active(box), _state(box)) == ("active", "running")
 
 
 def test_what_other_drop_ins_say_is_for_a_unit_that_starts_nginx_itself(box: Box) -> None:
     """`Restart=always` would have systemd refuse the whole unit, with Type=oneshot."""
     box.write(
         front.OVERRIDE,
-        "[Service]\nRestart=always\nRestartSec=1\nExecStartPost=/bin/sleep 0.1\nWatchdogSec=5\n"
-        "PIDFile=/run/other.pid\nExecStopPost=/bin/false\nTimeoutStartSec=1\nLimitNOFILE=65536\n",
+        "[Service]\nRestart=always\nRestartSec=1\nExecCondition=/bin/false\n"
+        "ExecStartPre=/bin/false\nExecStartPost=/bin/false\nExecStopPost=/bin/false\n"
+        "ExecReload=/bin/false\nExecStop=/bin/false\nPIDFile=/run/other.pid\nWatchdogSec=1\n"
+        "RuntimeMaxSec=1\nKillMode=mixed\nLimitNOFILE=4096\n",
     )
     site.configure(box)
     front.put_in_place(box)
