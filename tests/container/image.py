@@ -14,6 +14,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ _KNOWN = {
     "ENTRYPOINT", "CMD",
 }  # fmt: skip
 _NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.pyc")
+_KEPT_SECONDS = 2 * 24 * 3600
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # In a mount and a pid namespace: $1 the lower layers, $2 a folder, $3 where the layer is to go.
@@ -107,8 +109,18 @@ def build(containerfile: Path) -> Image:
             assert image is not None
             image = _step(folder, image, stages, name, rest)
             stages[named] = image
+        _prune(folder, {layer for one in stages.values() for layer in one.layers})
     assert image is not None
     return image
+
+
+def _prune(folder: Path, used: set[Path]) -> None:
+    """Layers that nobody has used for two days are removed, and what a killed build has left."""
+    for layer in used:
+        os.utime(layer)
+    for one in folder.iterdir():
+        if one.is_dir() and time.time() - one.stat().st_mtime > _KEPT_SECONDS:
+            shutil.rmtree(one)
 
 
 def _step(folder: Path, image: Image, stages: dict[str, Image], name: str, rest: str) -> Image:
@@ -192,7 +204,9 @@ def _copy(folder: Path, image: Image, stages: dict[str, Image], rest: str) -> Im
     if not layer.is_dir():
         with tempfile.TemporaryDirectory(prefix="making-", dir=folder) as made:
             for name in names:
-                found = _in_layers(stages[source], name) if source else REPOSITORY / name
+                found = (
+                    _in_layers(stages[source], name, Path(made)) if source else REPOSITORY / name
+                )
                 to = Path(made, "layer", target.lstrip("/"))
                 if target.endswith("/"):
                     to /= Path(name).name
@@ -210,13 +224,13 @@ def _copy(folder: Path, image: Image, stages: dict[str, Image], rest: str) -> Im
     return replace(image, layers=(layer, *image.layers), key=key)
 
 
-def _in_layers(image: Image, name: str) -> Path:
+def _in_layers(image: Image, name: str, folder: Path) -> Path:
     """A folder of an earlier stage, put together of its layers."""
     found = [layer / name.lstrip("/") for layer in image.layers]
     there = [path for path in found if path.exists()]
     if len(there) == 1:
         return there[0]
-    merged = Path(tempfile.mkdtemp(prefix="making-", dir=image.layers[0].parent))
+    merged = folder / "merged"
     for path in reversed(there):
         shutil.copytree(path, merged, symlinks=True, dirs_exist_ok=True)
     return merged

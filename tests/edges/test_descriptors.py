@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -90,3 +92,16 @@ def test_our_own_lack_says_nothing_of_the_server(code: int, outcome: str) -> Non
     wrapped = OSError("all attempts to connect failed")
     wrapped.__cause__ = ExceptionGroup("", [OSError(code, os.strerror(code))])
     assert outcome_of(wrapped).value == outcome
+
+
+def test_standard_descriptors_that_were_closed_lead_nowhere() -> None:
+    """Else the next file that is opened would be somebody's standard output."""
+    script = (
+        "import os; from supervisor.edges.descriptors import open_standard_descriptors;"
+        "os.close(0); os.close(1); open_standard_descriptors();"
+        "seen = [os.readlink(f'/proc/self/fd/{fd}') for fd in (0, 1)];"
+        "fd = os.open('/', os.O_RDONLY); assert fd > 2, fd;"
+        "assert seen == ['/dev/null'] * 2, seen; assert os.get_inheritable(1)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -26,7 +26,7 @@ from supervisor.edges.generation import Role
 from supervisor.edges.handover import HandOver, Parcel
 from supervisor.edges.log_files import LogFiles, News
 from supervisor.edges.syslog_socket import Heard, SyslogSocket
-from supervisor.log_watch import ENDED, OTHERS, STDERR, TELL, UNKNOWN, LogWatch
+from supervisor.log_watch import ENDED, OTHERS, STDERR, STDOUT, TELL, UNKNOWN, LogWatch
 from supervisor.operations.world import World
 
 OLD, NEW = 1, 2
@@ -102,6 +102,24 @@ async def test_lines_of_masters_and_workers_are_theirs() -> None:
         scene.watch.settle()
     assert scene.whose == [OLD, NEW, NEW]
     assert {one.log for one in scene.heard} == {STDERR}
+
+
+@pytest.mark.parametrize("errors", ["/dev/stdout", "/dev/stderr"])
+async def test_an_error_log_on_standard_output_is_heard_where_there_is_one(errors: str) -> None:
+    """Else it is an access log, in which nobody looks for anything."""
+    scene = Scene(Path(errors))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(scene.watch.run)
+        scene.watch.look()
+        with trio.fail_after(20):
+            # The last of what a look does is to have followed what there is.
+            while scene.watch._files is None or not scene.watch._files._logs:
+                await trio.sleep(0.001)
+        access = b'127.0.0.1 - - "GET / HTTP/1.1" 200\n'
+        scene.watch.hear_stdout(access + line(scene.old.master.pid, "lost").encode() + b"\n")
+        nursery.cancel_scope.cancel()
+    heard = [(one.text, one.log) for one in scene.heard]
+    assert heard == ([("lost", STDOUT)] if errors == "/dev/stdout" else [])
 
 
 async def test_a_worker_that_nobody_has_seen_yet_is_its_masters() -> None:
