@@ -21,6 +21,7 @@ from supervisor.backend import Backend, detachable
 from supervisor.core.commands import Reload, Reopen
 from supervisor.core.errors import ConfigError, SupervisorError
 from supervisor.core.events import LeaveRequested, TerminateRequested
+from supervisor.core.leaving import DETACHED
 from supervisor.core.model import State
 from supervisor.core.settings import ControlSettings, Settings
 from supervisor.edges import linux
@@ -84,7 +85,8 @@ signals to `run`:
 exit codes:
   0  `run`: told to end, and nginx is stopped; `check`: the configuration is good
   1  nginx could not be started the first time, or not be stopped, or another supervisor owns it
-  2  the configuration or the arguments are wrong"""
+  2  the configuration or the arguments are wrong
+  3  told to leave nginx serving, and it does"""
 
 EXIT_CONFIG = 2
 
@@ -283,7 +285,7 @@ async def run(
             await settle(parts.world)
             await parts.engine.wait_told(LAST_WORDS)
             log.info("supervisor.exiting", code=code)
-            if code:
+            if code not in (0, DETACHED):
                 why = parts.engine.state
                 failure = SupervisorError(why.reason or "", why.detail)
                 notifier.failed(errno_of(failure), why.detail)

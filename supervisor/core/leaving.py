@@ -23,6 +23,9 @@ from supervisor.core.upgrading import roll_back
 AT_REST = frozenset({Phase.IDLE, Phase.DRAINING, Phase.BACKOFF, Phase.STOPPED, Phase.DEGRADED})
 """Nothing of nginx is half done: whoever comes next finds all there is to know."""
 
+DETACHED = 3
+"""The exit code: neither a failure nor the end of nginx, so that a service manager can tell it."""
+
 _ONLY_WAITING = frozenset({Phase.CANARY, Phase.SOAKING, Phase.HELD})
 
 
@@ -32,7 +35,7 @@ def detach(state: State, event: Event) -> Step:
     if state.reloading:
         detail = "cannot detach: a reload runs; wait for it to end and try again"
         return state, (Refuse(request=request, reason="reload_in_progress", detail=detail),)
-    return replace(state, leaving=True), (LetGo(request), Exit(0))
+    return replace(state, leaving=True), (LetGo(request), Exit(DETACHED))
 
 
 def leave(state: State, _event: Event) -> Step:
@@ -53,7 +56,7 @@ def on_the_way_out(state: State, actions: tuple[Action, ...]) -> Step:
     if not state.leaving or any(isinstance(one, Exit) for one in actions):
         return state, actions
     if state.phase in AT_REST and not state.reloading:
-        return state, (*actions, LetGo(), Exit(0))
+        return state, (*actions, LetGo(), Exit(DETACHED))
     upgrade = state.upgrade
     if upgrade is None or state.phase not in _ONLY_WAITING or not (upgrade.hold or upgrade.waits):
         return state, actions

@@ -32,7 +32,7 @@ def test_a_detached_nginx_serves_on_and_is_adopted(box: Box) -> None:
         )
         seen = box.show(site.UNIT, "SubState", "Result", "ExecMainStatus", "NRestarts")
         assert seen == {
-            "SubState": "dead", "Result": "success", "ExecMainStatus": "0", "NRestarts": "0",
+            "SubState": "dead", "Result": "success", "ExecMainStatus": "3", "NRestarts": "0",
         }  # fmt: skip
         assert deeds.stored(box) == 0
         assert box.run("nginxctl", "status", check=False).returncode == 5

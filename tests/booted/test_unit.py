@@ -148,6 +148,16 @@ def test_a_wrong_configuration_is_not_tried_again(bookworm: Box) -> None:
     assert shown == {"NRestarts": "0", "ExecMainStatus": "2", "StatusErrno": str(errno.EINVAL)}
 
 
+def test_a_supervisor_that_somebody_else_ends_comes_back(bookworm: Box) -> None:
+    """As whatever frees memory does, which sends SIGTERM before SIGKILL: nginx is needed still."""
+    site.configure(bookworm)
+    site.start(bookworm)
+    before = site.main_pid(bookworm)
+    bookworm.run("kill", "-TERM", str(before))
+    wait_until_up_again(bookworm, before)
+    assert get(bookworm, "80") == "ok\n"
+
+
 def test_a_reload_is_told_with_its_outcome(box: Box) -> None:
     site.configure(box)
     good = box.path(site.CONFIG).read_text()

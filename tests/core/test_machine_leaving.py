@@ -29,7 +29,7 @@ from supervisor.core.events import (
     TerminateRequested,
     TimerFired,
 )
-from supervisor.core.leaving import AT_REST
+from supervisor.core.leaving import AT_REST, DETACHED
 from supervisor.core.machine import step
 from supervisor.core.model import UPGRADING, Goal, Phase, State, Timer, Verdict
 from tests.core.story import (
@@ -59,7 +59,7 @@ def later(what: str) -> ReportIncident:
 
 
 def test_what_serves_is_left() -> None:
-    Story(IDLE).tell(asked(DETACH), LetGo(7), Exit(0), leaving=True)
+    Story(IDLE).tell(asked(DETACH), LetGo(7), Exit(DETACHED), leaving=True)
 
 
 @pytest.mark.parametrize("state", of(*UNDERWAY))
@@ -94,7 +94,7 @@ def test_not_beside_a_reload() -> None:
 
 @pytest.mark.parametrize("phase", sorted(AT_REST, key=lambda one: one.value))
 def test_at_rest_it_ends_at_once(phase: Phase) -> None:
-    Story(replace(IDLE, phase=phase)).tell(LeaveRequested(), LetGo(), Exit(0), leaving=True)
+    Story(replace(IDLE, phase=phase)).tell(LeaveRequested(), LetGo(), Exit(DETACHED), leaving=True)
 
 
 @pytest.mark.parametrize("phase", [one for one in Phase if one not in AT_REST | UPGRADING])
@@ -104,20 +104,20 @@ def test_what_is_under_way_ends_first(phase: Phase) -> None:
     story.ignores(LeaveRequested())
     after, actions = step(story.state, Failed(reason="r", detail="d"))
     assert after.phase in AT_REST
-    assert actions[-2:] == (LetGo(), Exit(0))
+    assert actions[-2:] == (LetGo(), Exit(DETACHED))
 
 
 def test_a_reload_ends_first() -> None:
     story = Story(replace(IDLE, reloading=True))
     story.tell(LeaveRequested(), later("a reload runs"), leaving=True)
-    story.tell(ReloadEnded(), LetGo(), Exit(0), reloading=False)
+    story.tell(ReloadEnded(), LetGo(), Exit(DETACHED), reloading=False)
 
 
 def test_an_upgrade_ends_first() -> None:
     story = Story(UNDERWAY[Phase.COMMITTING])
     story.tell(LeaveRequested(), later(upgrade_text(story.state)), leaving=True)
     story.tell(
-        Succeeded(), HEALTHY, Retire(generation=1), ON_ACTIVE, LetGo(), Exit(0),
+        Succeeded(), HEALTHY, Retire(generation=1), ON_ACTIVE, LetGo(), Exit(DETACHED),
         phase=Phase.DRAINING, active=2, candidate=None, upgrade=None, retiring=frozenset({1}),
         rescuable=True,
     )  # fmt: skip
@@ -146,7 +146,7 @@ def test_what_waits_for_a_person_is_rolled_back(phase: Phase, why: str) -> None:
     story.tell(
         Succeeded(),
         Pronounce(verdict=Verdict.ROLLED_BACK, reason="operator", detail=WHY), ON_ACTIVE,
-        LetGo(), Exit(0),
+        LetGo(), Exit(DETACHED),
         phase=Phase.IDLE, candidate=None, upgrade=None, reason=None, detail="",
     )  # fmt: skip
 
@@ -172,4 +172,4 @@ def test_a_stop_goes_before() -> None:
 
 
 def test_draining_is_left_to_itself() -> None:
-    Story(DRAINING).tell(LeaveRequested(), LetGo(), Exit(0), leaving=True)
+    Story(DRAINING).tell(LeaveRequested(), LetGo(), Exit(DETACHED), leaving=True)

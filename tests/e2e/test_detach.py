@@ -24,7 +24,7 @@ def test_nginx_is_left_serving(oldest: Build, newest: Build, means: str) -> None
                 assert answer.last["verdict"] == "done"
             else:
                 os.kill(nginx.pid, signal.SIGRTMIN)
-            assert nginx.cradle.wait(nginx.pid) == 0
+            assert nginx.cradle.wait(nginx.pid) == 3
             assert "STOPPING=1" in nginx.said
             assert nginx.ctl("status").code == 5
             assert {seen.pid for seen in nginx.nginx()} == before

@@ -10,6 +10,7 @@ from trio.testing import MockClock
 from supervisor import backend
 from supervisor.core import commands
 from supervisor.core.events import LeaveRequested
+from supervisor.core.leaving import DETACHED
 from tests.engine.conftest import engine_with
 from tests.fakes import FakeEffects
 
@@ -19,14 +20,14 @@ async def test_what_is_left_is_told(autojump_clock: MockClock, effects: FakeEffe
         told = await running.ask(commands.Detach()).verdict()
         assert (told["verdict"], told["reason"]) == ("done", "detached")
         assert told["detail"] == "nginx serves on"
-        assert running.engine.exit_code == 0
+        assert running.engine.exit_code == DETACHED
         assert ("let_go", True) in effects.calls
 
 
 async def test_a_signal_tells_nobody(autojump_clock: MockClock, effects: FakeEffects) -> None:
     async with engine_with(effects) as running:
         await running.tell(LeaveRequested())
-        assert running.engine.exit_code == 0
+        assert running.engine.exit_code == DETACHED
         assert ("let_go", False) in effects.calls
 
 
