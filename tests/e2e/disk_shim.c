@@ -222,7 +222,7 @@ int openat64(int folder, const char *name, int flags, ...)
     return open_at(folder, name, flags | O_LARGEFILE, mode);
 }
 
-ssize_t write(int fd, const void *data, size_t size)
+__attribute__((noinline)) static ssize_t write_to_file(int fd, const void *data, size_t size)
 {
     char path[PATH_MAX], at[32];
     ssize_t written;
@@ -241,6 +241,18 @@ ssize_t write(int fd, const void *data, size_t size)
     }
     UNLOCK();
     return written;
+}
+
+/* A signal's handler writes too (signal.set_wakeup_fd), and since faulthandler is enabled it may do so on
+ * a stack of 16 KiB: paths have no room there, and what is no file needs none. */
+ssize_t write(int fd, const void *data, size_t size)
+{
+    struct stat what;
+
+    if (fstat(fd, &what) != 0 || !S_ISREG(what.st_mode)) {
+        return syscall(SYS_write, fd, data, size);
+    }
+    return write_to_file(fd, data, size);
 }
 
 int fsync(int fd)
