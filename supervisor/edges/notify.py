@@ -1,13 +1,16 @@
 """Tells the service manager how things are (sd_notify(3)); does nothing where there is none.
 
 What the manager does not take at once, since it is slow or its queue is full, waits for `run`: the
-caller never does. The order is kept; of several lines for people only the newest is.
+caller never does. The order is kept; of several lines for people only the newest is. A word that
+says how the service is (READY, RELOADING, STOPPING) waits for as long as it takes: a manager that
+has missed it would end a start that was none too slow.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import socket
 import time
@@ -21,12 +24,14 @@ VARIABLE = "NOTIFY_SOCKET"
 WATCHDOG_PERIOD, WATCHDOG_PROCESS = "WATCHDOG_USEC", "WATCHDOG_PID"
 STARTED_PROCESS = "SYSTEMD_EXEC_PID"
 _PATIENCE = 5.0
-"""Seconds for which a word waits for a manager that takes none."""
+"""Seconds for which a word that only counts now waits for a manager that takes none."""
+_AGAIN = 1.0
+"""Seconds until a word is tried again that the system had no memory or descriptor for."""
 _LAST_WORD = 1.0
 """Seconds for which the process waits with the word that it ends with."""
 _MOST_WAITING = 32
 _NEVER = 2**64 - 1  # USEC_INFINITY
-_FULL = (errno.EAGAIN, errno.ENOBUFS)
+_PASSING = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,26 +135,34 @@ class Notifier:
         while True:
             await self._wake.wait()
             while self._waiting:
-                await self._deliver_late(self._waiting[0])
+                words = self._waiting[0]
+                with trio.move_on_after(math.inf if _must_arrive(words) else _PATIENCE):
+                    await self._deliver_late(words)
                 self._waiting.popleft()
             self._wake = trio.Event()
 
     async def _deliver_late(self, words: bytes) -> None:
-        """Deliver `words` as soon as there is room; they are dropped where that takes too long."""
-        with (
-            contextlib.suppress(OSError),
-            trio.move_on_after(_PATIENCE),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams,
-        ):
-            datagrams.setblocking(False)
-            # Only of a connected socket the kernel says when its peer has room (unix_dgram_poll).
-            assert self._address is not None
-            datagrams.connect(self._address)
-            while True:
-                await trio.lowlevel.wait_writable(datagrams)
-                with contextlib.suppress(BlockingIOError):
-                    datagrams.send(words)
-                    return
+        """Deliver `words` as soon as there is room; not to a manager that is gone."""
+        # No event tells when there is memory, or a descriptor, again.
+        while not await self._deliver_to_room(words):  # noqa: ASYNC110
+            await trio.sleep(_AGAIN)
+
+    async def _deliver_to_room(self, words: bytes) -> bool:
+        """As `_deliver`, once the manager has room."""
+        assert self._address is not None
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams:
+                datagrams.setblocking(False)
+                # Only of a connected socket the kernel says when its peer has room
+                # (unix_dgram_poll).
+                datagrams.connect(self._address)
+                while True:
+                    await trio.lowlevel.wait_writable(datagrams)
+                    with contextlib.suppress(BlockingIOError):
+                        datagrams.send(words)
+                        return True
+        except OSError as exc:
+            return exc.errno not in _PASSING
 
     def _send(self, *fields: str) -> None:
         words = _message(*fields)
@@ -159,9 +172,18 @@ class Notifier:
             if len(self._waiting) > 1:  # the first is being delivered
                 self._waiting.pop()
         elif len(self._waiting) >= _MOST_WAITING:
-            return
+            self._make_room()
         self._waiting.append(words)
         self._wake.set()
+
+    def _make_room(self) -> None:
+        """Drop the oldest word, rather one that only counts now; the first is being delivered."""
+        found = (
+            index
+            for index, words in enumerate(self._waiting)
+            if index > 0 and not _must_arrive(words)
+        )
+        del self._waiting[next(found, 1)]
 
     def _deliver(self, words: bytes, *, patience: float) -> bool:
         """Whether that is done with: a manager that is gone is no reason to fail or to wait."""
@@ -174,7 +196,7 @@ class Notifier:
         except TimeoutError:
             return False
         except (OSError, ValueError) as exc:
-            return getattr(exc, "errno", None) not in _FULL
+            return getattr(exc, "errno", None) not in _PASSING
         return True
 
 
@@ -184,6 +206,10 @@ def _message(*fields: str) -> bytes:
 
 def _only_for_people(words: bytes) -> bool:
     return words.startswith(b"STATUS=")
+
+
+def _must_arrive(words: bytes) -> bool:
+    return words.startswith((b"READY=", b"RELOADING=", b"STOPPING="))
 
 
 def _status(text: str) -> str:

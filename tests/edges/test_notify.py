@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -155,11 +157,66 @@ async def test_a_full_socket_that_nobody_empties_ends_nothing(
     for number in range(2000):
         notifier.reloading() if number % 2 else notifier.status("x")
     assert len(notifier._waiting) == 32
+    notifier.stopping("newest")
+    assert len(notifier._waiting) == 32
     async with trio.open_nursery() as nursery:
         nursery.start_soon(notifier.run)
-        while notifier._waiting:
+        while notifier._waiting[0].startswith(b"STATUS="):
             await trio.sleep(1)
         nursery.cancel_scope.cancel()
+    assert notifier._waiting[-1] == b"STOPPING=1\nSTATUS=newest"
+
+
+@pytest.mark.parametrize("failing", [0, 2])
+async def test_a_manager_that_reads_again_at_last_learns_that_the_service_is_up(
+    manager: tuple[socket.socket, str],
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    failing: int,
+) -> None:
+    """Also where the kernel has no memory for a while; nothing tells when it has."""
+    bound, name = manager
+    notifier = Notifier(name, watchdog=Watchdog(seconds=1.0))
+    while not notifier._waiting:
+        notifier.status("x")
+    notifier.ready("serving")
+    for _ in range(100):
+        notifier.alive()
+    late: list[bytes] = []
+    left, send = [errno.ENOBUFS] * failing, socket.socket.send
+
+    class Short(socket.socket):
+        def send(self, *given: Any) -> int:
+            if left:
+                raise OSError(left.pop(), "no memory")
+            return send(self, *given)
+
+    monkeypatch.setattr(socket, "socket", Short)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(notifier.run)
+        await trio.sleep(600)
+        _drain(bound)
+        while b"READY=1\nSTATUS=serving" not in late:
+            await trio.lowlevel.wait_readable(bound)
+            late += _drain(bound)
+        nursery.cancel_scope.cancel()
+    assert not left
+
+
+async def test_at_32_waiting_words_that_the_service_is_up_is_one_more(
+    manager: tuple[socket.socket, str],
+) -> None:
+    _, name = manager
+    notifier = Notifier(name, watchdog=Watchdog(seconds=1.0))
+    while not notifier._waiting:
+        notifier.status("x")
+    for _ in range(100):
+        notifier.alive()
+    notifier.ready("serving")
+    for _ in range(100):
+        notifier.alive()
+    assert len(notifier._waiting) == 32
+    assert b"READY=1\nSTATUS=serving" in notifier._waiting
 
 
 def test_the_last_word_takes_those_along_that_wait(manager: tuple[socket.socket, str]) -> None:
