@@ -161,6 +161,8 @@ def _operate_in_turn(
                 return code
             code = _show_end(name, last, timeline)
             if word == "committed" and parameters.get("if_changed") is True:
+                if turn.is_as(before, turn.status(options.socket)):
+                    return code  # what an upgrade does not mend is tried once
                 continue
             if word == "rolled_back" and isinstance(last.get("kept"), str):
                 parameters = {**parameters, "binary": last["kept"]}

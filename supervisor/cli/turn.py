@@ -2,8 +2,9 @@
 
 The supervisor refuses a second upgrade at once and never queues one; this client may wait. It waits
 for the package manager, whose files go together only once it is done, and for the supervisor to be
-at rest again. Nothing is polled: a lock's holder is waited for by a pidfd, the supervisor by its
-event stream. No lock is taken: apt gives up at once where somebody else holds one.
+at rest again, which its event stream tells. A lock's holder is waited for by a pidfd, and the lock
+is looked at every few seconds besides: nothing tells of a lock that is released by a process that
+lives on, as packagekitd does. No lock is taken: apt gives up at once where somebody else holds one.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ BUSY = frozenset(
 _PASSING = frozenset({"upgrading", "draining", "starting"})
 _AT_REST = frozenset({"idle", "stopped", "degraded"})
 _LOOK_AGAIN = 60.0  # seconds after which it is asked again in any case
+_LOCK_LOOK = 3.0  # seconds between two looks at a lock whose holder lives on
 _BLIND_WAIT = 1.0  # seconds between two looks at a lock whose holder is in another namespace
 
 
@@ -47,8 +49,7 @@ def wait_for_packages(locks: tuple[str, ...] = LOCKS) -> None:
         holders = [holder for holder in map(_holder, locks) if holder is not None]
         if not holders:
             return
-        for pid in holders:
-            _wait_for_end(pid)
+        _wait_for_end(holders[0])
 
 
 def _holder(path: str) -> int | None:
@@ -69,6 +70,7 @@ def _holder(path: str) -> int | None:
 
 
 def _wait_for_end(pid: int) -> None:
+    """Return when that process has ended, or when it is time to look at the lock again."""
     if pid < 0:
         time.sleep(_BLIND_WAIT)  # nothing tells its end: its pid is not visible
         return
@@ -79,7 +81,7 @@ def _wait_for_end(pid: int) -> None:
     try:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
-        poll.poll()
+        poll.poll(_LOCK_LOOK * 1000)
     finally:
         os.close(pidfd)
 
@@ -126,7 +128,7 @@ def is_free(found: Fields) -> bool:
 
 
 def is_as(before: Fields, after: Fields) -> bool:
-    """Whether nothing is left to try after a rollback: no file but what was tried has changed."""
+    """Whether nothing is left to try after a verdict: no file but what was tried has changed."""
     tried, left = before.get("changed"), after.get("changed")
     if not isinstance(left, list) or not isinstance(tried, list):
         return True

@@ -24,6 +24,9 @@ from supervisor.edges.placing import sha256_of
 
 _LIBRARY = re.compile(r"\.so(\.|$)")
 _DELETED = " (deleted)"
+_NO_PACKAGES = ("/memfd:", "/dev/", "/run/", "/tmp/", "/var/tmp/")  # noqa: S108 - read
+"""Where no library is installed, but programs put what they make while they run (needrestart
+leaves such out as well)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,11 @@ def mapped_libraries(pid: int) -> Iterator[Mapped]:
         lines = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return
+    yield from libraries_in(pid, lines)
+
+
+def libraries_in(pid: int, lines: Iterable[str]) -> Iterator[Mapped]:
+    """As `mapped_libraries`, of these lines of /proc/PID/maps (proc(5))."""
     seen: set[str] = set()
     for line in lines:
         fields = line.split(None, 5)
@@ -65,6 +73,8 @@ def mapped_libraries(pid: int) -> Iterator[Mapped]:
         name = fields[5]
         unlinked = name.endswith(_DELETED)
         path = name.removesuffix(_DELETED)
+        if path.startswith(_NO_PACKAGES):
+            continue
         if name in seen or not _LIBRARY.search(os.path.basename(path)):
             continue
         seen.add(name)
@@ -77,6 +87,10 @@ def mapped_libraries(pid: int) -> Iterator[Mapped]:
 
 def outdated_libraries(pids: Iterable[int], *, but: Iterable[str] = ()) -> tuple[Outdated, ...]:
     """The libraries of these processes that are others on disk by now, or gone, in their order.
+
+    One that is gone counts only where its directory has another version of it, as after an update
+    of libz.so.1.2.13 to libz.so.1.3.1: programs unlink what they have loaded from a file of their
+    own making, and no new start would change anything about that.
 
     `but` are paths that others look after: the dynamic modules. Blocks: reads whole files where
     names alone do not tell.
@@ -98,7 +112,7 @@ def _change(one: Mapped) -> str | None:
     try:
         now = on_disk.stat()
     except OSError:
-        return "deleted" if one.unlinked else None
+        return "deleted" if one.unlinked and _has_successor(on_disk) else None
     if not one.unlinked and one.inode == now.st_ino:
         return None
     elsewhere = one.device != (os.major(now.st_dev), os.minor(now.st_dev))
@@ -106,6 +120,14 @@ def _change(one: Mapped) -> str | None:
     if same is None:  # not to be read: the numbers have to tell, where they can
         same = elsewhere and not one.unlinked
     return None if same else "replaced"
+
+
+def _has_successor(path: Path) -> bool:
+    stem, _, _ = path.name.partition(".so")
+    try:
+        return any(name.startswith(f"{stem}.so") for name in os.listdir(path.parent))
+    except OSError:
+        return False
 
 
 def _is_same(one: Mapped, on_disk: Path) -> bool | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -51,6 +52,30 @@ def test_it_waits_for_the_end_of_whoever_holds_a_lock(tmp_path: Path) -> None:
             assert waiting.stdout.readline() == "free\n"
             assert holder.wait(30) == 0
             assert time.monotonic() >= ended
+
+
+def test_a_lock_is_free_once_it_is_released_by_a_process_that_lives_on(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.touch()
+    holder_of = (
+        "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX);"
+        "print(flush=True); sys.stdin.readline(); f.close(); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder_of, str(lock)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        holder.stdout.readline()
+        # Released while it is waited for, or before: either way it has to return.
+        stdin = holder.stdin
+        threading.Timer(0.3, lambda: (stdin.write("\n"), stdin.flush())).start()
+        turn.wait_for_packages((str(lock),))
+        assert holder.poll() is None
+        holder.stdin.close()
 
 
 def test_when_it_may_ask() -> None:

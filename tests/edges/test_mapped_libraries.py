@@ -12,7 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.edges.mapped_libraries import Outdated, mapped_libraries, outdated_libraries
+from supervisor.edges.mapped_libraries import (
+    Outdated,
+    libraries_in,
+    mapped_libraries,
+    outdated_libraries,
+)
 
 LIBRARY = next(
     Path(one.path) for one in mapped_libraries(os.getpid()) if "libc.so" in one.path
@@ -37,8 +42,11 @@ def holding(library: Path) -> Iterator[int]:
 
 
 @pytest.fixture
-def library(tmp_path: Path) -> Path:
-    path = tmp_path / "libexample.so.1"
+def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    # The tests' own place is one where no library is installed.
+    monkeypatch.setattr("supervisor.edges.mapped_libraries._NO_PACKAGES", ("/memfd:",))
+    path = tmp_path / "lib" / "libexample.so.1"
+    path.parent.mkdir()
     shutil.copy(LIBRARY, path)
     return path
 
@@ -81,7 +89,45 @@ def test_the_same_package_again_changes_nothing(library: Path) -> None:
 def test_a_library_is_removed(library: Path) -> None:
     with holding(library) as pid:
         library.unlink()
+        assert of(pid, library) == []  # as of one that was unlinked once it was loaded
+        shutil.copy(LIBRARY, library.with_name("libexample.so.1.1"))
         assert of(pid, library) == ["deleted"]
+        library.with_name("libexample.so.1.1").unlink()
+        library.parent.rmdir()
+        assert of(pid, library) == []
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "/memfd:libjit.so (deleted)",
+        "/tmp/libjit.so (deleted)",
+        "/dev/shm/libjit.so",
+        "/run/libjit.so (deleted)",
+    ],
+)
+def test_what_a_program_makes_for_itself_is_no_library(place: str) -> None:
+    range_of = "7f0000000000-7f0000001000 r-xp 00000000 00:01"
+    lines = [f"{range_of} 77 {place}", f"{range_of} 78 /usr/lib/libz.so.1"]
+    assert [one.path for one in libraries_in(1, lines)] == ["/usr/lib/libz.so.1"]
+
+
+def test_a_memfd_that_is_loaded_is_no_library() -> None:
+    script = (
+        "import ctypes, os, sys; fd = os.memfd_create('libjit.so');"
+        "os.write(fd, open(sys.argv[1], 'rb').read()); ctypes.CDLL(f'/proc/self/fd/{fd}');"
+        "print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(LIBRARY)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            assert "/memfd:libjit.so" in Path(f"/proc/{process.pid}/maps").read_text()
+            assert outdated_libraries([process.pid]) == ()
+        finally:
+            process.kill()
 
 
 def test_who_may_not_read_what_is_mapped_is_told_by_names_alone(
