@@ -69,7 +69,7 @@ class Journald:
     def __init__(
         self,
         path: str = SOCKET,
-        lost: Callable[[Event, OSError], None] = lambda _event, _cause: None,
+        lost: Callable[[Event, Exception], None] = lambda _event, _cause: None,
     ) -> None:
         self._now = _transport(path)
         self._now.socket.setblocking(False)
@@ -106,8 +106,9 @@ class Journald:
         while (event := self._late.get()) is not None:
             try:
                 self._waiting.send(fields_of(event))
-            except OSError as exc:
-                self._lost(event, exc)
+            except Exception as exc:  # noqa: BLE001 - the thread has to live for what comes after
+                with contextlib.suppress(Exception):
+                    self._lost(event, exc)
             finally:
                 with self._all_sent:
                     self._count -= 1

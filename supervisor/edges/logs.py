@@ -209,11 +209,14 @@ class _ToJournal(_Writer[EventDict]):
             return self._lines.write(self._as_line(event, exc))
         return True
 
-    def _lost(self, event: Event, cause: OSError) -> None:
+    def _lost(self, event: Event, cause: Exception) -> None:
         """Called by journald's own thread: it could not be sent after all."""
         with self._lock:
-            if not self._lines.write(self._as_line(event, cause)):
-                self._dropped += 1
+            told = False
+            try:
+                told = self._lines.write(self._as_line(event, cause))
+            finally:
+                self._dropped += not told
 
     def _as_line(self, event: Event, cause: Exception) -> str:
         """The event with why it is no entry; with its priority for systemd (sd-daemon(3))."""

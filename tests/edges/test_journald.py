@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from unittest.mock import ANY
 
 import pytest
 import structlog
+from logging_journald import JournaldTransport  # type: ignore[import-untyped]
 
 from supervisor.core.settings import LogFormat, LogLevel, LogSettings
 from supervisor.edges import journald
@@ -320,6 +322,29 @@ def test_what_waits_for_a_journal_that_goes_away_is_told(
     assert lines[-1]["event"] == "after.all"
     numbers = [line["number"] for line in lines[:-1]]
     assert numbers == list(range(numbers[0], many))
+
+
+def test_what_cannot_be_sent_late_is_told_and_ends_nothing(
+    journal: Listener, stderr: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = configure_logs(JOURNAL, fd=stderr[1], journal=str(journal.path))
+    send, odd = JournaldTransport.send, []
+
+    def fails_in_the_thread(self: JournaldTransport, fields: list[tuple[str, bytes]]) -> object:
+        if threading.current_thread().name == "journal" and not odd:
+            odd.append(fields)
+            raise ValueError("odd")
+        return send(self, fields)
+
+    monkeypatch.setattr(JournaldTransport, "send", fails_in_the_thread)
+    many = 600  # more than any queue takes (net.unix.max_dgram_qlen)
+    for number in range(many):
+        log.info("x.y", number=number)
+    numbers = [int(journal.fields()["NUMBER"]) for _ in range(many - 1)]
+    flush_logs(10)
+    (line,) = told(stderr[0])
+    assert line["not_in_journal"] == "ValueError"
+    assert sorted([*numbers, line["number"]]) == list(range(many))
 
 
 def test_what_nobody_takes_is_counted_and_told(journal: Listener) -> None:
