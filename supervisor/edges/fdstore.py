@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import array
 import contextlib
+import errno
 import os
 import socket
 from collections import deque
@@ -22,9 +23,13 @@ from dataclasses import dataclass
 import trio
 
 VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
+_REMOVE = b"FDSTOREREMOVE=1"
 _FIRST = 3  # SD_LISTEN_FDS_START
 _MOST = 65536  # descriptors that are believed to have been given
 _NAME_LENGTH = 200  # systemd takes 255 (FDNAME_MAX)
+
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS})
+"""What keeps a message from a manager that is there."""
 
 LIMIT = 2.0
 """Seconds that the manager gets to let go of what is not held any more; it takes a millisecond."""
@@ -87,6 +92,8 @@ class DescriptorStore:
         self._waiting: deque[tuple[bytes, int | None]] = deque()  # the descriptor is ours
         self._more = trio.Event()
         self._removals = self._settled = 0
+        self._thrown_away = 0  # messages that the manager would have taken
+        self._unsent_removals: list[bytes] = []
 
     def take_back(self) -> tuple[Kept, ...]:
         """What was kept for this process; the descriptors are the caller's from now on."""
@@ -107,12 +114,13 @@ class DescriptorStore:
         """Have what is kept under `name` closed; soon, see `settle`."""
         if self._address is not None and name:
             self._removals += 1
-            self._send(f"FDSTOREREMOVE=1\nFDNAME={name}".encode())
+            self._send(_REMOVE + f"\nFDNAME={name}".encode())
 
     async def settle(self, limit: float = LIMIT) -> bool:
         """Return once nothing is kept that was to be removed; False where it is after `limit` s.
 
-        At once where nothing was removed since the last time.
+        At once where nothing was removed since the last time. False also where the manager could
+        not be told, for want of descriptors or memory; the next call tells it again.
         """
         wanted = self._removals
         if wanted == self._settled:
@@ -121,13 +129,19 @@ class DescriptorStore:
             reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
             return False
+        before = self._thrown_away
         try:
+            again, self._unsent_removals = self._unsent_removals, []
+            for message in again:
+                self._send(message)
             self._send(b"BARRIER=1", writing)
         finally:
             os.close(writing)
         try:
             with trio.move_on_after(limit):
                 await trio.lowlevel.wait_readable(reading)  # its end: nobody writes
+                if self._thrown_away != before:
+                    return False  # it was closed here, and not by the manager
                 self._settled = max(self._settled, wanted)
                 return True
         finally:
@@ -158,6 +172,7 @@ class DescriptorStore:
         try:
             own = None if fd is None else os.dup(fd)
         except OSError:
+            self._thrown_away += 1
             return  # no descriptor is left, and others need them more
         self._waiting.append((message, own))
         self._flush()
@@ -180,7 +195,11 @@ class DescriptorStore:
             self.close()  # words are rare, and a descriptor that lies idle is one to account for
         except BlockingIOError:
             return
-        except (OSError, ValueError):
+        except (OSError, ValueError) as exc:
+            if getattr(exc, "errno", None) in _PASSING:
+                messages = [message for message, _ in self._waiting]
+                self._thrown_away += len(messages)
+                self._unsent_removals += [one for one in messages if one.startswith(_REMOVE)]
             self.close()
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -168,6 +169,36 @@ async def test_nothing_is_waited_for_where_nothing_was_removed(
     systemd.sleep()
     assert await store.settle(0.0)
     store.close()
+
+
+@pytest.mark.parametrize("where", ["socket", "dup", "sendmsg"])
+async def test_what_the_manager_was_not_told_is_not_settled(
+    tmp_path: Path, listener: socket.socket, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """No descriptor is left, or too many are on their way (ETOOMANYREFS)."""
+    with manager(str(tmp_path / "notify")) as systemd:
+        store = DescriptorStore(systemd.address)
+        store.put(listener.fileno(), "one")
+        with monkeypatch.context() as short:
+            if where == "socket":
+                short.setattr("supervisor.edges.fdstore._connected", failing(errno.EMFILE))
+            elif where == "dup":
+                short.setattr(os, "dup", failing(errno.EMFILE))
+            else:
+                short.setattr(socket.socket, "sendmsg", failing(errno.ETOOMANYREFS))
+            store.remove("one")
+            assert not await store.settle(LIMIT)
+            assert not await store.settle(LIMIT)
+        await settled(store)
+        assert systemd.kept == {}
+        store.close()
+
+
+def failing(number: int) -> Callable[..., object]:
+    def fail(*_: object) -> object:
+        raise OSError(number, os.strerror(number))
+
+    return fail
 
 
 @pytest.mark.parametrize("address", [None, "", "/", "no/path", "vsock:2:1", "/nowhere/at/all"])
