@@ -101,6 +101,7 @@ def parser() -> argparse.ArgumentParser:
     """What `nginx-supervisor` understands."""
     made = argparse.ArgumentParser(
         prog="nginx-supervisor",
+        allow_abbrev=False,
         description=DESCRIPTION,
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -111,7 +112,10 @@ def parser() -> argparse.ArgumentParser:
         ("run", "own nginx until told to end: start it, or adopt the one that runs"),
         ("check", "read the configuration, say what is wrong with it, change nothing"),
     ):
-        command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        # Whoever wants to know the configuration of one that runs reads its command.
+        command = commands.add_parser(
+            name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+        )
         command.add_argument(
             "--config", required=True, type=Path, metavar="FILE", help="the configuration (TOML)"
         )

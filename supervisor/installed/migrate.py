@@ -13,7 +13,7 @@ from supervisor.core.settings import NginxSettings
 from supervisor.edges.config_file import load_settings
 from supervisor.installed import migration
 from supervisor.installed.migration import NGINX_UNIT, main_pid
-from supervisor.installed.units import BOOTED, OUR_UNIT, StepError, config_of, running
+from supervisor.installed.units import BOOTED, OUR_UNIT, StepError, config_of, running, unknown
 
 CONFIG = "/etc/nginx-supervisor/nginx-supervisor.toml"
 DESCRIPTION = f"""\
@@ -66,6 +66,8 @@ def _forth(given: argparse.Namespace) -> int:
     if running(OUR_UNIT) and not main_pid(NGINX_UNIT):
         print(f"{OUR_UNIT} has nginx already")
         return DONE
+    if found := unknown(OUR_UNIT):
+        return _refuse(f"{found[0]} is not `nginx-supervisor run --config FILE`")
     settings = load_settings(config_of(OUR_UNIT) or CONFIG)
     objections = [*migration.objections(), *_nginx_objects(settings.nginx)]
     if objections:

@@ -31,6 +31,7 @@ from supervisor.installed.units import (
     running,
     show,
     systemctl,
+    words_of,
 )
 
 NGINX_UNIT = "nginx.service"
@@ -167,7 +168,7 @@ def _start(master: int) -> Running:
 def _take_over(ours: Running) -> int:
     code, said = ours.nginxctl("adopt", "--take-over")
     if code != wire.ExitCode.DONE:
-        raise StepError(f"the take-over was not done: {said}")
+        raise StepError(f"the take-over was not done: {words_of(said)}")
     return _serving(ours)
 
 
@@ -186,8 +187,7 @@ def _give_back_or_say(master: int) -> str:
     try:
         for ours in running(OUR_UNIT):
             detach(ours)
-        systemctl("stop", OUR_UNIT)  # a start that failed is tried again and again
-        _forget_failure(OUR_UNIT)
+        _end_starts()
     except StepError as exc:
         return f"and {OUR_UNIT} cannot leave again: {exc}; nginx serves on"
     try:
@@ -195,6 +195,14 @@ def _give_back_or_say(master: int) -> str:
     except StepError as exc:
         return f"and {NGINX_UNIT} does not take nginx back: {exc}; nginx serves on, without a unit"
     return f"{NGINX_UNIT} has nginx again, as before"
+
+
+def _end_starts() -> None:
+    """A start that failed is tried again and again. What runs may be what nginx would end with."""
+    if pid := main_pid(OUR_UNIT):
+        raise StepError(f"it runs as process {pid}, which cannot be asked to leave")
+    systemctl("stop", OUR_UNIT)
+    forget_failure(OUR_UNIT)
 
 
 def objections_to_going_back(ours: Running) -> list[str]:
@@ -234,7 +242,6 @@ def back(ours: Running, say: Say = _silent) -> int:
     objections = objections_to_going_back(ours)
     if objections:
         raise StepError("; ".join(objections))
-    take_front_down()
     master = detach(ours)
     say(f"{OUR_UNIT} has let go of nginx (master {master}), which serves on")
     _hand_to_nginx_unit(master)
@@ -248,7 +255,9 @@ def back(ours: Running, say: Say = _silent) -> int:
 
 def take_front_down() -> None:
     """nginx.service is the distribution's own again, and at rest; nginx is not touched by that."""
-    if not front.is_up():
+    if not front.is_up() or main_pid(NGINX_UNIT):  # with a process, it is at work itself
+        front.take_down()
+        systemctl("daemon-reload")
         return
     with _let_go():
         front.take_down()
@@ -258,20 +267,28 @@ def detach(ours: Running) -> int:
     """Have the supervisor leave nginx as it is, and its unit at rest; the pid of nginx's master.
 
     Where it does not do so when asked, it is killed: that never ends nginx, and the next supervisor
-    could adopt it. Raises StepError.
+    could adopt it. A front of it is taken down as well, and only then: whoever refuses to leave
+    keeps it. Raises StepError.
     """
     try:
         master = _serving(ours)
     except StepError:
+        master, code = 0, None
+    else:
+        code, said = ours.nginxctl("detach")
+        if code == wire.ExitCode.REFUSED and not any(f'"{word}"' in said for word in _NO_OBSTACLE):
+            raise StepError(f"it does not detach: {words_of(said)}")
+    if code != wire.ExitCode.DONE:
         _kill(ours.unit)
-        return 0
-    code, said = ours.nginxctl("detach")
-    if code == wire.ExitCode.REFUSED and not any(f'"{word}"' in said for word in _NO_OBSTACLE):
-        raise StepError(f"it does not detach: {said}")
+    if ours.unit == OUR_UNIT:
+        # Before the stop of the unit, with which systemd would stop the front.
+        try:
+            take_front_down()
+        except (StepError, OSError) as exc:
+            systemctl("start", ours.unit)
+            raise StepError(f"{exc}; {ours.unit} has nginx again") from exc
     if code == wire.ExitCode.DONE:
         systemctl("stop", ours.unit)
-    else:
-        _kill(ours.unit)
     return master
 
 
@@ -279,10 +296,10 @@ def _kill(unit: str) -> None:
     with _drop_in(unit, _STAYS_AWAY):
         systemctl("kill", "--kill-whom=main", "--signal=KILL", unit)
         _wait_until_down(unit)
-    _forget_failure(unit)
+    forget_failure(unit)
 
 
-def _forget_failure(unit: str) -> None:
+def forget_failure(unit: str) -> None:
     """A unit that is at rest may be out of systemd's memory, and reset-failed then fails."""
     if show(unit, "ActiveState")["ActiveState"] == "failed":
         systemctl("reset-failed", unit)

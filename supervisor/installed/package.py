@@ -5,7 +5,6 @@ After an update each one replaces itself; before a removal each one leaves, and 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +18,8 @@ from supervisor.installed.units import (
     running,
     show,
     systemctl,
+    unknown,
+    words_of,
 )
 
 PATIENCE = "60s"
@@ -54,39 +55,41 @@ def _replace(one: Running) -> bool:
         print(f"nginx-supervisor: {one.unit} runs the new version; nginx was not touched")
         return True
     if code == wire.ExitCode.GAVE_UP:
-        _complain(f"{one.unit} has not said yet that it is done: {_words(said)}")
+        _complain(f"{one.unit} has not said yet that it is done: {words_of(said)}")
         return True
     _complain(
-        f"{one.unit} goes on with the version before, and nginx with it: {_words(said)}; "
+        f"{one.unit} goes on with the version before, and nginx with it: {words_of(said)}; "
         f"then: nginxctl --socket {one.socket} self-upgrade"
     )
     return False
 
 
-def _words(said: str) -> str:
-    """The reason and the detail of a verdict; other words as they are."""
-    try:
-        told = json.loads(said)
-    except ValueError:
-        return said or "no word"
-    if not isinstance(told, dict) or "detail" not in told:
-        return said
-    return f"{told.get('reason')}: {told['detail']}"
-
-
 def release_all() -> bool:
     """Have every supervisor leave, so that nginx serves on without one; whether all did.
 
-    nginx goes back to nginx.service where that had it before.
+    nginx goes back to nginx.service where that had it before. Raises StepError.
     """
+    _refuse_unknown()
     done = [_release(one) for one in running()]
     if not all(done):
         return False
+    migration.take_front_down()  # it calls what is about to be removed, whoever has nginx now
     # What is left has no nginx: it watches files, or would be started again and again.
+    _refuse_unknown()
     for unit in names("nginx-supervisor*", "path", "timer", "service"):
-        if show(unit, "ActiveState")["ActiveState"] != "inactive":
+        if show(unit, "ActiveState")["ActiveState"] not in ("inactive", "failed"):
             systemctl("stop", unit)
+        migration.forget_failure(unit)
     return True
+
+
+def _refuse_unknown() -> None:
+    if found := unknown():
+        raise StepError(
+            f"cannot tell what {', '.join(found)} is: its command is not `nginx-supervisor run "
+            "--config FILE`, so a stop might end nginx. `nginxctl --socket PATH detach` leaves "
+            "nginx serving; then remove again"
+        )
 
 
 def _release(one: Running) -> bool:
@@ -94,14 +97,9 @@ def _release(one: Running) -> bool:
         if one.unit == OUR_UNIT and _can_go_back(one):
             migration.back(one, print)
             return True
-        if one.unit == OUR_UNIT:
-            migration.take_front_down()  # it calls what is about to be removed
         pid = migration.detach(one)
     except StepError as exc:
-        _complain(
-            f"{one.unit} cannot leave nginx alone: {exc}; wait until that is over, or stop nginx "
-            f"with it: systemctl stop {one.unit}"
-        )
+        _complain(f"{one.unit} cannot leave nginx alone: {exc}; remove it once that is over")
         return False
     which = f" (master {pid})" if pid else ""
     print(

@@ -15,6 +15,7 @@ from supervisor import wire
 
 OUR_UNIT = "nginx-supervisor.service"
 ALL_UNITS = "nginx-supervisor*.service"
+PACKAGE_UNIT = "nginx-supervisor-package.service"
 BOOTED = Path("/run/systemd/system")
 """sd_booted(3): the folder is there while systemd is the init system."""
 LIMIT = 300.0
@@ -92,7 +93,26 @@ class Running:
 def running(pattern: str = ALL_UNITS) -> list[Running]:
     """Every supervisor that runs as a unit of that name, instances included. Raises StepError."""
     found = [_as_running(name) for name in names(pattern)]
-    return [one for one in found if one is not None]
+    return [one for one in found if isinstance(one, Running)]
+
+
+def unknown(pattern: str = ALL_UNITS) -> list[str]:
+    """Units of that name that run a program which is not known here: `UNIT (process PID)`.
+
+    It may be a supervisor, with which a stop of the unit would end nginx. Raises StepError.
+    """
+    return [one for one in map(_as_running, names(pattern)) if isinstance(one, str)]
+
+
+def words_of(said: str) -> str:
+    """The reason and the detail of a verdict; other words as they are."""
+    try:
+        told = json.loads(said)
+    except ValueError:
+        return said or "no word"
+    if not isinstance(told, dict) or "detail" not in told:
+        return said
+    return f"{told.get('reason')}: {told['detail']}"
 
 
 def names(pattern: str = ALL_UNITS, *types: str) -> list[str]:
@@ -102,23 +122,41 @@ def names(pattern: str = ALL_UNITS, *types: str) -> list[str]:
     return [line.split()[0] for line in systemctl(*words, pattern).splitlines() if line.split()]
 
 
-def _as_running(unit: str) -> Running | None:
+def _as_running(unit: str) -> Running | str | None:
+    """None: nothing runs, or what may be stopped; a text: nobody knows what it is."""
     pid = int(show(unit, "MainPID").get("MainPID") or 0)
     if pid == 0:
         return None
     try:
         words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     except OSError:
-        return None
-    if "run" not in words or "--config" not in words:
-        return None  # another program of ours, such as one that upgrades nginx for a package
-    return Running(unit=unit, pid=pid, socket=_socket_of(words[words.index("--config") + 1]))
+        words = []
+    config = _config_in(words)
+    if config is not None:
+        return Running(unit=unit, pid=pid, socket=_socket_of(config))
+    if unit == PACKAGE_UNIT:
+        return None  # nginxctl, which asks for an upgrade and can be stopped at any time
+    # Gone since, and at once started again perhaps: only what has no process is at rest.
+    return f"{unit} (process {pid})" if show(unit, "MainPID").get("MainPID") == str(pid) else None
 
 
 def config_of(unit: str) -> str | None:
     """The configuration that the unit's start names; None where it names none."""
     words = show(unit, "ExecStart").get("ExecStart", "").split()
-    return words[words.index("--config") + 1] if "--config" in words[:-1] else None
+    return _config_in(words)
+
+
+def _config_in(words: Sequence[str]) -> str | None:
+    """What the command `... run --config FILE` or `--config=FILE` names."""
+    if "run" not in words:
+        return None
+    rest = words[words.index("run") + 1 :]
+    for word, following in zip(rest, [*rest[1:], ""], strict=True):
+        if word == "--config" and following:
+            return following
+        if word.startswith("--config="):
+            return word.removeprefix("--config=")
+    return None
 
 
 def _socket_of(config: str) -> str:

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 import pytest
 
 from tests.booted import package_life as life
-from tests.booted.box import Binding, Box
+from tests.booted.box import Binding, Box, CommandError
 from tests.booted.conftest import BootBox
 from tests.booted.roots import SUITES
-from tests.booted.site import CONFIG, UNIT, configure, main_pid, master_pid, status
+from tests.booted.site import CONFIG, UNIT, configure, main_pid, master_pid, start, status
 from tools.private_tree import own_version
 
 PLACES = ("/etc", "/usr", "/var", "/run", "/root")
@@ -340,6 +340,85 @@ def test_a_removal_without_an_nginx_unit_leaves_nginx_serving(migrated: Box) -> 
     assert migrated.path(f"/proc/{master}").exists()
     assert not migrated.path("/var/lib/nginx-supervisor").exists()
     assert not migrated.path("/run/nginx-supervisor").exists()
+
+
+FRONT = "/etc/systemd/system/nginx.service.d/zz-nginx-supervisor.conf"
+HOOK = "/usr/lib/lsb/init-functions.d/50-nginx-supervisor"
+
+
+def refused_removal(box: Box) -> str:
+    with pytest.raises(CommandError) as refused:
+        life.dpkg(box, "-r", "nginx-supervisor")
+    return str(refused.value)
+
+
+def test_a_removal_that_is_refused_changes_nothing(migrated: Box) -> None:
+    master = nginx_master(migrated)
+
+    def started_by(command: str) -> None:
+        """From now on, and nginx is adopted."""
+        migrated.run("nginxctl", "detach")
+        migrated.write(
+            f"/etc/systemd/system/{UNIT}.d/mine.conf",
+            f"[Service]\nNotifyAccess=all\nExecStart=\nExecStart={command}\n",
+        )
+        migrated.run("systemctl", "daemon-reload")
+        start(migrated)
+        assert master_pid(migrated) == master
+
+    with life.under_load(migrated) as outcome:
+        # Its main process is no supervisor: who knows what a stop would end.
+        started_by(f"/bin/sh -c 'nginx-supervisor run --config {CONFIG}; exit $?'")
+        assert "cannot tell what" in refused_removal(migrated)
+        assert status(migrated)["state"] == "running"
+        # Written as others write it.
+        started_by(f"/usr/sbin/nginx-supervisor run --config={CONFIG}")
+        migrated.run("sh", "-c", "cp /usr/sbin/nginx /root/nginx; echo >>/root/nginx")
+        upgrade = ("nginxctl", "--json", "upgrade", "/root/nginx", "--hold")
+        with migrated.popen(*upgrade, stdout=subprocess.PIPE) as waiting:
+            assert waiting.stdout is not None
+            for line in waiting.stdout:
+                if '"held"' in line:
+                    break
+            said = refused_removal(migrated)
+            assert "cannot leave nginx alone: it does not detach: upgrade_" in said
+            assert "{" not in said
+            assert migrated.path(FRONT).is_symlink()
+            assert migrated.path(HOOK).is_symlink()
+            migrated.run("nginxctl", "rollback")
+            waiting.stdout.read()
+        migrated.run("systemctl", "reload", "nginx")
+        said = life.dpkg(migrated, "-r", "nginx-supervisor")
+        clients = outcome(said)
+    assert (clients.failed, clients.causes) == (0, "")
+    assert "nginx.service starts nginx from now on" in said
+    assert not migrated.path(FRONT).is_symlink()
+    assert main_pid(migrated, "nginx") == nginx_master(migrated) == master
+
+
+@pytest.mark.parametrize("words", [("-P",), ("-r", "-P")])
+def test_a_removal_without_the_supervisor_leaves_no_front(
+    migrated: Box, words: tuple[str, ...]
+) -> None:
+    master = nginx_master(migrated)
+    migrated.run("nginxctl", "detach")
+    if len(words) > 1:  # it failed
+        migrated.write(CONFIG, "soke = 1\n")
+        assert migrated.run("systemctl", "start", UNIT, check=False).returncode != 0
+    with life.under_load(migrated) as outcome:
+        life.dpkg(migrated, words[0], "nginx-supervisor")
+        assert not migrated.path(FRONT).is_symlink()
+        assert not migrated.path(HOOK).is_symlink()
+        assert migrated.run("systemctl", "list-units", "--failed", "--no-legend").stdout == ""
+        migrated.run("systemctl", "disable", "nginx")
+        migrated.run("systemctl", "enable", "nginx")
+        for word in words[1:]:
+            life.dpkg(migrated, word, "nginx-supervisor")
+        clients = outcome()
+    assert (clients.failed, clients.causes) == (0, "")
+    assert nginx_master(migrated) == master
+    migrated.run("kill", "-0", str(master))
+    assert not migrated.path("/etc/systemd/system/nginx.service.d").exists()
 
 
 def test_a_configuration_that_was_there_first_is_kept(plain: Box) -> None:

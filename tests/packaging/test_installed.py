@@ -52,6 +52,8 @@ def systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Systemd:
     made = Systemd()
     monkeypatch.setattr(units, "_run", made.run)
     monkeypatch.setattr(migration, "_DROP_IN", str(tmp_path / "{unit}.d/zzz.conf"))
+    monkeypatch.setattr(front, "DROP_IN", tmp_path / "etc/zz.conf")
+    monkeypatch.setattr(front, "INIT_FUNCTIONS", tmp_path / "lsb/50")
     return made
 
 
@@ -276,21 +278,35 @@ def test_the_way_back_where_there_is_nothing_to_give(
 
 
 def test_the_supervisors_that_run_are_found_by_their_command(
-    systemd: Systemd, tmp_path: Path
+    systemd: Systemd, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tmp_path / "c.toml"
     config.write_text('[control]\nsocket = "/run/other.sock"\nwhatever = [[[')
-    with sleeping() as other, sleeping("run", "--config", str(config)) as ours:
+    with (
+        sleeping() as other,
+        sleeping("run", "--config", str(config)) as ours,
+        sleeping("run", f"--config={config}") as second,
+        sleeping("run", "--conf", str(config)) as odd,
+    ):
         systemd.properties = {
             "nginx-supervisor.service": {"MainPID": str(ours.pid)},
             "nginx-supervisor-package.service": {"MainPID": str(other.pid)},
+            "nginx-supervisor@second.service": {"MainPID": str(second.pid)},
+            "nginx-supervisor@odd.service": {"MainPID": str(odd.pid)},
             "nginx-supervisor@gone.service": {"MainPID": "0"},
-            "nginx-supervisor@dead.service": {"MainPID": "999999999"},
         }
         # A file that is no TOML by now says nothing: it is where it would be by default.
-        assert units.running() == [Running(unit=OUR_UNIT, pid=ours.pid, socket=DEFAULT_SOCKET)]
+        first, written_otherwise = units.running()
+        assert first == Running(unit=OUR_UNIT, pid=ours.pid, socket=DEFAULT_SOCKET)
+        assert written_otherwise.pid == second.pid
         config.write_text('[control]\nsocket = "/run/other.sock"\nunknown = 1\n')
-        assert units.running()[0].socket == "/run/other.sock"
+        assert {one.socket for one in units.running()} == {"/run/other.sock"}
+        # Nobody knows what that is: a stop could end nginx.
+        odd_one = f"nginx-supervisor@odd.service (process {odd.pid})"
+        assert units.unknown() == [odd_one]
+        assert package.main(["release"]) == 1
+        assert f"cannot tell what {odd_one} is" in capsys.readouterr().err
+        assert not any(text.startswith(("stop", "kill")) for text in systemd.asked)
 
 
 @contextmanager
@@ -308,6 +324,8 @@ def sleeping(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 def test_the_configuration_that_a_unit_names(systemd: Systemd) -> None:
     systemd.properties[OUR_UNIT] = {"ExecStart": "{ argv[]=/x run --config /etc/a.toml ; y }"}
     assert units.config_of(OUR_UNIT) == "/etc/a.toml"
+    systemd.properties[OUR_UNIT] = {"ExecStart": "{ argv[]=/x run --config=/etc/b.toml ; y }"}
+    assert units.config_of(OUR_UNIT) == "/etc/b.toml"
     assert units.config_of("other.service") is None
 
 
