@@ -23,7 +23,10 @@ from supervisor.edges.packages import Package
 from supervisor.operations.world import World
 
 LIMIT = 2.0
-"""Seconds that a status waits for this; the older answer does then."""
+"""Seconds that a status waits for this; the older answer does then, and the look goes on."""
+
+_LOOKS = 2
+"""The one that is under way may have begun before the last change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,16 +45,31 @@ class Drift:
         self._world = world
         self._seen: tuple[object, ...] | None = None
         self._paths: tuple[str, ...] = ()
-        self._looking = trio.Lock()
+        self._over: trio.Event | None = None  # of the look that is under way
         self.found = Found()
 
     async def look(self) -> Found:
         """What is so now; at once where nothing has changed. Never raises."""
         with trio.move_on_after(LIMIT):
-            async with self._looking:
-                if self._signature() != self._seen:
-                    await self._look()
+            for _ in range(_LOOKS):
+                if self._signature() == self._seen:
+                    break
+                if self._over is None:
+                    self._over = trio.Event()
+                    # Not in the task of whoever asks: a look that takes longer than anybody waits
+                    # would never be kept, and each status would wait for another one.
+                    trio.lowlevel.spawn_system_task(self._look_and_tell, self._over)
+                await self._over.wait()
         return self.found
+
+    async def _look_and_tell(self, over: trio.Event) -> None:
+        try:
+            await self._look()
+        except Exception as exc:  # noqa: BLE001 - what status tells besides is no reason to end
+            self._world.log.warning("drift.not_known", detail=f"{type(exc).__name__}: {exc}")
+        finally:
+            self._over = None
+            over.set()
 
     async def _look(self) -> None:
         active = self._world.active

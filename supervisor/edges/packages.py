@@ -195,8 +195,8 @@ async def _ask(command: Sequence[str]) -> str:
     """What it says on its standard output; nothing where it cannot be run or does not end."""
     try:
         process = children.note(
-            await trio.lowlevel.open_process(
-                list(command), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            await children.start(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL, env=_ENVIRONMENT, cwd="/", start_new_session=True,
             )
         )  # fmt: skip

@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from supervisor.core.unit_file import UnitSeen, read_show
-from supervisor.edges import cgroup
+from supervisor.edges import cgroup, children
 
 BOOTED = Path("/run/systemd/system")
 LIMIT = 10.0
@@ -47,12 +47,13 @@ async def unit_seen(name: str) -> UnitSeen | None:
 async def _systemctl(*argv: str) -> str:
     with trio.move_on_after(LIMIT):
         try:
-            done = await trio.run_process(
-                ["systemctl", "--no-pager", *argv],
-                capture_stdout=True,
-                stderr=subprocess.DEVNULL,
-                check=False,
-            )
+            with children.beginning():
+                done = await trio.run_process(
+                    ["systemctl", "--no-pager", *argv],
+                    capture_stdout=True,
+                    stderr=subprocess.DEVNULL,
+                    check=False,
+                )
         except OSError:
             return ""  # systemd without its tools
         return bytes(done.stdout).decode(errors="replace")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import trio
 
@@ -107,3 +109,34 @@ async def test_nobody_is_reaped_while_it_is_not_known_whose_it_is() -> None:
         assert again == []
     assert again == [1]
     assert over.wait() == 0
+
+
+PROCESS_STARTERS = {
+    "open_process", "run_process", "Popen", "create_subprocess_exec", "posix_spawn", "fork",
+    "popen",
+}  # fmt: skip
+PROGRAMS_OF_THEIR_OWN = ("cli", "installed")
+
+
+def test_nobody_else_starts_a_process() -> None:
+    """One that is not known as ours loses its exit status to the reaping of orphans."""
+    root = Path(children.__file__).parents[1]
+    found = []
+    for path in sorted(root.rglob("*.py")):
+        if path.relative_to(root).parts[0] in PROGRAMS_OF_THEIR_OWN or path.name == "children.py":
+            continue
+        tree = ast.parse(path.read_text())
+        guarded = {
+            id(inner)
+            for block in ast.walk(tree)
+            if isinstance(block, ast.With)
+            and any(ast.unparse(one.context_expr) == "children.beginning()" for one in block.items)
+            for inner in ast.walk(block)
+        }
+        for call in ast.walk(tree):
+            if not isinstance(call, ast.Call) or id(call) in guarded:
+                continue
+            what = ast.unparse(call.func)
+            if what.rpartition(".")[2] in PROCESS_STARTERS or what.startswith("subprocess."):
+                found.append(f"{path.relative_to(root)}:{call.lineno}: {what}")
+    assert found == []
