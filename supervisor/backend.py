@@ -13,6 +13,7 @@ import trio
 from supervisor import snapshot
 from supervisor.advice import advice_on
 from supervisor.core.commands import Adopt, Command, Detach, Restart, SelfUpgrade
+from supervisor.core.diagnosis_own_unit import KILLS_NGINX
 from supervisor.core.errors import OperationFailed, Refusal, SupervisorError
 from supervisor.core.model import Phase
 from supervisor.doctor import Doctor, reply_of
@@ -153,7 +154,7 @@ class Backend:
     async def _objection(self, command: Command) -> SupervisorError | None:
         """Why the command would do harm, or nothing; the machine knows only processes of ours."""
         if isinstance(command, Detach):
-            return detachable() or await _killed_with_us()
+            return detachable() or await killed_with_us()
         if isinstance(command, Adopt):
             return await self._nothing_to_adopt()
         return await self._restart_would_fail(command)
@@ -292,12 +293,12 @@ def detachable() -> SupervisorError | None:
     )
 
 
-async def _killed_with_us() -> SupervisorError | None:
+async def killed_with_us() -> SupervisorError | None:
     """Why systemd would end nginx with the supervisor, as it does by default (systemd.kill(5))."""
     unit = own_unit(os.getpid()) if is_booted() else ""
     seen = await unit_seen(unit) if unit else None
     mode = "" if seen is None else seen.properties.get("KillMode", "")
-    if seen is None or mode not in ("control-group", "mixed"):
+    if seen is None or mode not in KILLS_NGINX:
         return None
     if seen.properties.get("MainPID") != str(os.getpid()):
         return None  # some unit's process, as in a terminal: nobody ends nginx with it

@@ -17,7 +17,7 @@ import structlog
 import trio
 from structlog.typing import FilteringBoundLogger
 
-from supervisor.backend import Backend, detachable
+from supervisor.backend import Backend, detachable, killed_with_us
 from supervisor.core.commands import Reload, Reopen
 from supervisor.core.errors import ConfigError, SupervisorError
 from supervisor.core.events import LeaveRequested, TerminateRequested
@@ -68,6 +68,9 @@ from supervisor.succession import Succession
 from supervisor.verdicts import utc_now
 from supervisor.watch import Sighting, watch
 
+ASK_MANAGER = 2.0
+"""Seconds for systemd to tell how it ends the unit; other signals wait for so long at most."""
+
 DESCRIPTION = """\
 Owns an nginx master: keeps it running, upgrades its binary under live traffic, and brings the old
 binary back where the new one misbehaves. `nginxctl` tells it what to do and shows what it sees."""
@@ -84,9 +87,10 @@ signals to `run`:
 
 exit codes:
   0  `run`: told to end, and nginx is stopped; `check`: the configuration is good
-  1  nginx could not be started the first time, or not be stopped, or another supervisor owns it
+  1  nginx could not be started the first time, or not be stopped, or another supervisor owns it;
+     or told to leave nginx serving when it did not run although it should
   2  the configuration or the arguments are wrong
-  3  told to leave nginx serving, and it does"""
+  3  told to leave nginx as it is: it serves, or was stopped on purpose"""
 
 EXIT_CONFIG = 2
 
@@ -488,18 +492,29 @@ async def serve_signals(
                     async for _ in answers:
                         pass
             elif number == signal.SIGRTMIN:
-                leave(parts)
+                await leave(parts)
             else:
                 parts.engine.post(TerminateRequested())
 
 
-def leave(parts: Parts) -> None:
-    """End and leave nginx serving, unless the end of this process is the end of all others."""
+async def leave(parts: Parts) -> None:
+    """End and leave nginx serving, unless the end of this process is the end of all others.
+
+    Where systemd would kill nginx then, it is stopped properly instead: the unit comes back.
+    """
     problem = detachable()
+    if problem is not None:
+        parts.world.log.warning("request.refused", reason=problem.reason, detail=problem.detail)
+        return
+    with trio.move_on_after(ASK_MANAGER):
+        problem = await killed_with_us()
     if problem is None:
         parts.engine.post(LeaveRequested())
-    else:
-        parts.world.log.warning("request.refused", reason=problem.reason, detail=problem.detail)
+        return
+    parts.world.log.error(
+        "request.refused", reason=problem.reason, detail=f"{problem.detail}; nginx is stopped now"
+    )
+    parts.engine.post(TerminateRequested())
 
 
 if __name__ == "__main__":

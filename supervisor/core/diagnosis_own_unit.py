@@ -9,6 +9,9 @@ from supervisor.core.diagnosis import Diagnosis, Level, finding
 from supervisor.core.unit_file import UnitSeen
 
 _TOPIC = "unit"
+KILLS_NGINX = ("control-group", "mixed")
+"""Values of KillMode= with which systemd ends nginx when the supervisor ends."""
+_LEAVE = ("34", "SIGRTMIN", "RTMIN+0")  # systemctl shows the number
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,13 @@ def of_own_unit(ours: UnitSeen) -> Iterator[Diagnosis]:
         value = ours.properties.get(rule.key, "")
         if value and not rule.good(value):
             yield _wrong(ours, rule.key, value, rule.wanted, rule.else_)
+    mode = ours.properties.get("KillMode", "")
+    if mode in KILLS_NGINX and ours.properties.get("RestartKillSignal", "") in _LEAVE:
+        yield _wrong(
+            ours, "RestartKillSignal", "SIGRTMIN", "SIGTERM",
+            f"it shall keep nginx over a restart, and with KillMode={mode} systemd kills nginx in "
+            "each; set KillMode=process, or stop nginx as before",
+        )  # fmt: skip
     directory = ours.properties.get("RuntimeDirectory", "")
     kept = ours.properties.get("RuntimeDirectoryPreserve", "")
     if directory and kept == "no":

@@ -25,6 +25,10 @@ AT_REST = frozenset({Phase.IDLE, Phase.DRAINING, Phase.BACKOFF, Phase.STOPPED, P
 
 DETACHED = 3
 """The exit code: neither a failure nor the end of nginx, so that a service manager can tell it."""
+NOT_SERVING = 1
+"""The exit code where nginx ought to run and may not: a service manager starts us again."""
+
+_WITHOUT_NGINX = frozenset({Phase.BACKOFF, Phase.DEGRADED})
 
 _ONLY_WAITING = frozenset({Phase.CANARY, Phase.SOAKING, Phase.HELD})
 
@@ -56,7 +60,9 @@ def on_the_way_out(state: State, actions: tuple[Action, ...]) -> Step:
     if not state.leaving or any(isinstance(one, Exit) for one in actions):
         return state, actions
     if state.phase in AT_REST and not state.reloading:
-        return state, (*actions, LetGo(), Exit(DETACHED))
+        # Where it was stopped on purpose it stays so, and the service with it.
+        code = NOT_SERVING if state.phase in _WITHOUT_NGINX else DETACHED
+        return state, (*actions, LetGo(), Exit(code))
     upgrade = state.upgrade
     if upgrade is None or state.phase not in _ONLY_WAITING or not (upgrade.hold or upgrade.waits):
         return state, actions

@@ -118,6 +118,18 @@ def test_not_where_systemd_would_end_nginx_with_it(bookworm: Box) -> None:
     assert said.returncode == 3
     assert "KillMode=control-group" in said.stdout + said.stderr
     assert site.master_pid(bookworm) == master
+    # Told by the signal, it cannot refuse: the unit must not stay down with nginx killed.
+    before = site.main_pid(bookworm)
+    bookworm.run("systemctl", "kill", "--kill-who=main", "--signal=SIGRTMIN", site.UNIT)
+    deeds.wait_for(
+        "the unit is back",
+        lambda: (
+            site.main_pid(bookworm) not in (0, before)
+            and bookworm.show(site.UNIT, "ActiveState")["ActiveState"] == "active"
+        ),
+    )
+    assert bookworm.show(site.UNIT, "NRestarts")["NRestarts"] == "1"
+    assert deeds.answers(bookworm, 80)
     deeds.drop_in(bookworm, "")
     bookworm.run("nginxctl", "detach")
     assert deeds.answers(bookworm, 80)

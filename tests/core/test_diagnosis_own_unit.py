@@ -26,6 +26,16 @@ def test_a_unit_as_it_has_to_be() -> None:
     assert not list(of_own_unit(unit(RuntimeDirectoryPreserve="no")))  # it has none to lose
 
 
+@pytest.mark.parametrize("mode", ["control-group", "mixed"])
+def test_a_restart_cannot_keep_nginx_where_systemd_kills_all(mode: str) -> None:
+    keeps = {"RestartKillSignal": "34"}
+    assert not list(of_own_unit(unit(**GOOD | keeps)))
+    assert len(list(of_own_unit(unit(**GOOD | {"KillMode": mode, "RestartKillSignal": "15"})))) == 1
+    _, found = of_own_unit(unit(**GOOD | keeps | {"KillMode": mode}))
+    assert "RestartKillSignal=SIGRTMIN in x.service: " in found.seen
+    assert f"KillMode={mode}" in found.seen
+
+
 @pytest.mark.parametrize(
     ("key", "value", "advice"),
     [
