@@ -234,13 +234,13 @@ def test_what_nobody_would_inherit_is_dropped(tmp_path: Path) -> None:
 
 
 def test_what_keeps_a_listener_from_being_bound_is_dropped() -> None:
-    a = str(free_port())
+    a, b = str(free_port()), str(free_port())  # a lease of ports is a descriptor
     both = [listen_of(a), listen_of(a, "0.0.0.0")]
     with listener(a) as one, holding() as held:
         held.follow(one.master)
         one.die()
         # nginx binds the wildcard alone for these two, and could not.
-        assert held.keep_only([listen_of(a), listen_of(str(free_port()))]) == ()
+        assert held.keep_only([listen_of(a), listen_of(b)]) == ()
         assert held.keep_only(both) == (f"127.0.0.1:{a}",)
 
 
@@ -340,8 +340,9 @@ def test_what_a_predecessor_held_is_held_on_to() -> None:
 
 
 def test_what_settings_do_not_want_any_more_is_closed() -> None:
+    a = str(free_port())
     with listener() as one, holding(with_reuseport=True) as before, holding() as after:
-        one.tell("listen", str(free_port()), "reuseport")
+        one.tell("listen", a, "reuseport")
         before.follow(one.master)
         after.inherit([Kept(os.dup(one.fd), one.name) for one in before.kept])
         assert before.release() != ()
