@@ -111,7 +111,13 @@ class Service:
         return service_status(state, versions, told=told, reason=reason, note=note)
 
     def _serves(self, state: State) -> bool:
-        return may_serve(state) and any(one.brood().accepting for one in self._world.generations)
+        known = list(self._world.generations)
+        if not may_serve(state):
+            return False
+        if any(one.brood().accepting for one in known):
+            return True
+        # Workers of a master that somebody else has started beside ours serve as well.
+        return condition(state, self._world.active, known)[0] == "upgrading"
 
     # --- signs of life ------------------------------------------------------------------------
 

@@ -229,6 +229,7 @@ def test_the_record_names_a_foreign_process_while_nginx_lives(
         supervised.running(one) as nginx,
     ):
         (master,) = nginx.masters()
+        until("it is on record", (one.folder / "state" / "masters.json").exists)
         nginx.die()
         claim(nginx, pid, exactly=True)
         nginx.start()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from pathlib import Path
 from types import TracebackType
+
+_AT_REST = re.compile(r"\((idle|draining|reloading|backoff|degraded)\)")
 
 
 class Ears:
@@ -51,6 +54,15 @@ class Ears:
         """Whether `line` is said within `limit` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: line in self._heard, limit)
+
+    def at_rest(self, limit: float) -> bool:
+        """Whether the newest line for people has a phase at rest within `limit` seconds."""
+        with self._changed:
+            return self._changed.wait_for(self._is_at_rest, limit)
+
+    def _is_at_rest(self) -> bool:
+        told = [line for line in self._heard if line.startswith("STATUS=")]
+        return bool(told) and _AT_REST.search(told[-1]) is not None
 
     @property
     def lines(self) -> list[str]:

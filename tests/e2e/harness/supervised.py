@@ -89,9 +89,12 @@ class Supervised:
         return self.pid
 
     def start(self) -> None:
-        """Start a supervisor; returns when it says that it is ready. Raises NotReadyError."""
+        """Start a supervisor; returns when it is ready and has finished what it found unfinished.
+
+        Raises NotReadyError.
+        """
         self.launch()
-        if not self._ears.heard("READY=1", LIMIT):
+        if not (self._ears.heard("READY=1", LIMIT) and self._ears.at_rest(LIMIT)):
             status = self.cradle.status(self.pid)
             raise NotReadyError(f"not ready (exit status {status}):\n{self.log_text()}")
 
