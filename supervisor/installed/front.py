@@ -20,7 +20,8 @@ _SOURCES = _PREFIX / "share" / "nginx-supervisor" / "systemd"
 def put_up() -> bool:
     """Link what is installed into its places; False where the installation has no such files.
 
-    Somebody's own file in such a place is left there. Raises OSError.
+    Somebody's own file in such a place is left there. Raises OSError; not for the init script's,
+    without which only that script does not lead to the supervisor (`lacks_hook`).
     """
     source = _SOURCES / "nginx.service.d" / DROP_IN.name
     if not source.is_file():
@@ -28,8 +29,19 @@ def put_up() -> bool:
     _link(DROP_IN, source)
     init = _SOURCES / "init-functions.d" / INIT_FUNCTIONS.name
     if init.is_file() and INIT_FUNCTIONS.parent.is_dir():
-        _link(INIT_FUNCTIONS, init)
+        with contextlib.suppress(OSError):  # below /usr, which may be read-only
+            _link(INIT_FUNCTIONS, init)
     return True
+
+
+def can_be() -> bool:
+    """Whether the installation has the files for a front."""
+    return (_SOURCES / "nginx.service.d" / DROP_IN.name).is_file()
+
+
+def lacks_hook() -> bool:
+    """Whether there are init scripts that do not lead to the supervisor."""
+    return INIT_FUNCTIONS.parent.is_dir() and not os.path.lexists(INIT_FUNCTIONS)
 
 
 def is_up() -> bool:
@@ -38,9 +50,10 @@ def is_up() -> bool:
 
 
 def take_down() -> None:
-    """Remove them, whoever made them."""
-    for path in (DROP_IN, INIT_FUNCTIONS):
-        path.unlink(missing_ok=True)
+    """Remove them, whoever made them. Raises OSError where nginx.service stays a front."""
+    DROP_IN.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        INIT_FUNCTIONS.unlink()
     with contextlib.suppress(OSError):
         DROP_IN.parent.rmdir()
 

@@ -63,8 +63,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _forth(given: argparse.Namespace) -> int:
-    if running(OUR_UNIT) and not main_pid(NGINX_UNIT):
-        print(f"{OUR_UNIT} has nginx already")
+    ours = running(OUR_UNIT)
+    if ours and not main_pid(NGINX_UNIT):
+        if migration.is_settled(ours[0]):
+            print(f"{OUR_UNIT} has nginx already")
+        elif given.dry_run:
+            print(f"{OUR_UNIT} has nginx; what starts at boot, and {NGINX_UNIT}, are left to do")
+        else:
+            migration.settle(ours[0], print)
         return DONE
     if found := unknown(OUR_UNIT):
         return _refuse(f"{found[0]} is not `nginx-supervisor run --config FILE`")

@@ -80,32 +80,63 @@ def main_pid(unit: str) -> int:
 def objections() -> list[str]:
     """Why nginx cannot be taken from nginx.service; nothing is changed by asking."""
     found = []
-    theirs = show(
-        NGINX_UNIT, "LoadState", "ActiveState", "RequiredBy", "BoundBy", "ConsistsOf", "MainPID"
-    )
+    theirs = show(NGINX_UNIT, "LoadState", "ActiveState", "MainPID")
     if theirs["ActiveState"] != "active":
         found.append(
             f"{NGINX_UNIT} is {theirs['ActiveState']}, so there is nothing to take over; to start "
-            f"nginx: systemctl enable --now {OUR_UNIT}"
+            f"nginx: systemctl enable --now {OUR_UNIT}, and then this once more"
         )
     elif theirs["MainPID"] == "0":
         found.append(f"systemd does not know the main process of {NGINX_UNIT}: see its PIDFile=")
-    others = sorted(
-        {
-            name
-            for key in ("RequiredBy", "BoundBy", "ConsistsOf")
-            for name in theirs.get(key, "").split()
-            if name != OUR_UNIT
-        }
-    )
-    if others:
-        found.append(
-            f"{', '.join(others)} would be stopped together with {NGINX_UNIT}: have that depend on "
-            f"{OUR_UNIT} first"
-        )
+    found += _depending()
     if show(OUR_UNIT, "LoadState")["LoadState"] != "loaded":
         found.append(f"systemd does not know {OUR_UNIT}: install it, then systemctl daemon-reload")
     return found
+
+
+def _depending() -> list[str]:
+    keys = ("RequiredBy", "BoundBy", "ConsistsOf")
+    theirs = show(NGINX_UNIT, *keys)
+    others = sorted(
+        {name for key in keys for name in theirs.get(key, "").split() if name != OUR_UNIT}
+    )
+    if not others:
+        return []
+    return [
+        f"{', '.join(others)} would be stopped together with {NGINX_UNIT}: have that depend on "
+        f"{OUR_UNIT} first"
+    ]
+
+
+def is_settled(ours: Running) -> bool:
+    """Whether everything is done for a supervisor that has nginx, the next boot included."""
+    if _is_in_nginx_unit(_serving(ours)) or not _is_enabled(OUR_UNIT):
+        return False
+    if front.can_be():
+        return front.is_up() and show(NGINX_UNIT, "ActiveState")["ActiveState"] == "active"
+    return not _is_enabled(NGINX_UNIT)
+
+
+def settle(ours: Running, say: Say = _silent) -> None:
+    """What is left to do where the supervisor has nginx without a migration.
+
+    It has started it, or has adopted one that still is in the cgroup of nginx.service, with which
+    systemd would end it. Raises StepError, which says what is left to do.
+    """
+    if _is_in_nginx_unit(_serving(ours)):
+        if found := _depending():
+            raise StepError("; ".join(found))
+        with _let_go():
+            say(f"master {_take_over(ours)} has taken nginx's place, on the same sockets")
+    _be_started_at_boot(say)
+
+
+def _is_in_nginx_unit(master: int) -> bool:
+    try:
+        lines = Path(f"/proc/{master}/cgroup").read_text().splitlines()
+    except OSError:
+        return False
+    return any(NGINX_UNIT in line.split(":", 2)[2].split("/") for line in lines)
 
 
 def forth(say: Say = _silent) -> int:
@@ -115,7 +146,6 @@ def forth(say: Say = _silent) -> int:
     is left to do.
     """
     master = main_pid(NGINX_UNIT)
-    was_enabled = _is_enabled(NGINX_UNIT)
     with _let_go():
         say(f"{NGINX_UNIT} has let go of nginx (master {master}), which serves on")
         try:
@@ -125,16 +155,31 @@ def forth(say: Say = _silent) -> int:
         except StepError as exc:
             raise StepError(f"{exc}; {_give_back_or_say(master)}") from exc
     say(f"master {taken} has taken its place, on the same sockets")
-    systemctl("enable", OUR_UNIT)
-    if front.put_up():
+    _be_started_at_boot(say)
+    return taken
+
+
+def _be_started_at_boot(say: Say) -> None:
+    """The front first: two units that start nginx must not both be enabled."""
+    try:
+        is_front = front.put_up()
+    except OSError as exc:
+        raise StepError(
+            f"{OUR_UNIT} has nginx, but {NGINX_UNIT} cannot be made a front of it ({exc}), and "
+            "what starts at boot was not changed: mend that, and do this once more"
+        ) from exc
+    if is_front:
         systemctl("daemon-reload")
+        systemctl("enable", OUR_UNIT)
         systemctl("start", NGINX_UNIT)
         say(f"{OUR_UNIT} starts nginx from now on; {NGINX_UNIT} is a front of it ({front.DROP_IN})")
-        return taken
-    if was_enabled:
+        if front.lacks_hook():
+            say(f"{front.INIT_FUNCTIONS} cannot be made: /etc/init.d/nginx does not lead to it")
+        return
+    if _is_enabled(NGINX_UNIT):
         systemctl("disable", NGINX_UNIT)
+    systemctl("enable", OUR_UNIT)
     say(f"{OUR_UNIT} starts nginx from now on, and {NGINX_UNIT} does not")
-    return taken
 
 
 @contextmanager
@@ -255,12 +300,13 @@ def back(ours: Running, say: Say = _silent) -> int:
 
 def take_front_down() -> None:
     """nginx.service is the distribution's own again, and at rest; nginx is not touched by that."""
-    if not front.is_up() or main_pid(NGINX_UNIT):  # with a process, it is at work itself
-        front.take_down()
-        systemctl("daemon-reload")
-        return
-    with _let_go():
-        front.take_down()
+    at_rest = not front.is_up() or main_pid(NGINX_UNIT)  # with a process, it is at work itself
+    try:
+        with contextlib.nullcontext() if at_rest else _let_go():
+            front.take_down()
+    except OSError as exc:
+        raise StepError(f"{NGINX_UNIT} stays a front: {exc}") from exc
+    systemctl("daemon-reload")
 
 
 def detach(ours: Running) -> int:
@@ -284,7 +330,7 @@ def detach(ours: Running) -> int:
         # Before the stop of the unit, with which systemd would stop the front.
         try:
             take_front_down()
-        except (StepError, OSError) as exc:
+        except StepError as exc:
             systemctl("start", ours.unit)
             raise StepError(f"{exc}; {ours.unit} has nginx again") from exc
     if code == wire.ExitCode.DONE:

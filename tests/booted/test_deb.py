@@ -342,6 +342,45 @@ def test_a_removal_without_an_nginx_unit_leaves_nginx_serving(migrated: Box) -> 
     assert not migrated.path("/run/nginx-supervisor").exists()
 
 
+def test_what_the_supervisor_has_otherwise_is_settled(plain: Box) -> None:
+    """nginx is adopted, or started, by a `systemctl start` of the supervisor."""
+    install(plain)
+    master = nginx_master(plain)
+    start(plain)
+    assert master_pid(plain) == master == main_pid(plain, "nginx")
+
+    def settled() -> None:
+        with life.under_load(plain) as outcome:
+            clients = outcome(plain.run("nginx-supervisor-migrate").stdout)
+        assert (clients.failed, clients.causes) == (0, "")
+        assert "starts nginx from now on" in clients.said
+        assert (enabled(plain, UNIT), active(plain, "nginx")) == ("enabled", "active")
+        assert plain.path(FRONT).is_symlink()
+        assert main_pid(plain, "nginx") == 0
+        assert UNIT in plain.path(f"/proc/{master_pid(plain)}/cgroup").read_text()
+        assert "already" in plain.run("nginx-supervisor-migrate").stdout
+
+    settled()
+    # Nobody had it before: the supervisor has started it.
+    plain.run("nginx-supervisor-migrate", "--back")
+    plain.run("systemctl", "disable", "--now", "nginx")
+    done = plain.run("nginx-supervisor-migrate", check=False)
+    assert done.returncode == 3
+    assert f"systemctl enable --now {UNIT}, and then this once more" in done.stderr
+    start(plain)
+    master = master_pid(plain)
+    # Where the front cannot be, nothing is enabled.
+    place = plain.path(FRONT).parent
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_text("in the way")
+    done = plain.run("nginx-supervisor-migrate", check=False)
+    assert (done.returncode, enabled(plain, UNIT)) == (1, "disabled")
+    assert "cannot be made a front of it" in done.stderr
+    place.unlink()
+    settled()
+    assert master_pid(plain) == master
+
+
 FRONT = "/etc/systemd/system/nginx.service.d/zz-nginx-supervisor.conf"
 HOOK = "/usr/lib/lsb/init-functions.d/50-nginx-supervisor"
 

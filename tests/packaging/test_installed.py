@@ -247,6 +247,24 @@ def test_what_stands_in_the_way_back(
         migration.back(ONE)
 
 
+def test_nginx_that_is_in_the_cgroup_of_its_old_unit_is_taken_out_of_it(
+    systemd: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = answer(monkeypatch, status=serving(12), adopt=(0, ""))
+    inside = {12}
+    monkeypatch.setattr(migration, "_is_in_nginx_unit", lambda master: master in inside)
+    systemd.properties["nginx.service"] = {**LOADED, "RequiredBy": "a.service"}
+    assert not migration.is_settled(ONE)
+    with pytest.raises(StepError, match=r"a\.service would be stopped"):
+        migration.settle(ONE)
+    assert not any(text.startswith("stop") for text in systemd.asked)
+    systemd.properties["nginx.service"] = {**LOADED, "KillMode": "none"}
+    migration.settle(ONE)
+    assert ("adopt", "--take-over") in asked.asked
+    assert systemd.did("stop nginx.service")
+    assert systemd.did(f"enable {OUR_UNIT}")
+
+
 def test_only_root_and_only_systemd(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
