@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import subprocess
 import sys
@@ -38,7 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not BOOTED.is_dir():
         return _refuse("systemd is not the init system here, so there are no units to move between")
     try:
-        return _back(given) if given.back else _forth(given)
+        if given.dry_run:
+            return _back(given) if given.back else _forth(given)
+        with migration.uninterrupted():
+            return _back(given) if given.back else _forth(given)
     except StepError as exc:
         print(f"nginx-supervisor-migrate: {exc}", file=sys.stderr)
         return FAILED
@@ -70,7 +74,7 @@ def _forth(given: argparse.Namespace) -> int:
         elif given.dry_run:
             print(f"{OUR_UNIT} has nginx; what starts at boot, and {NGINX_UNIT}, are left to do")
         else:
-            migration.settle(ours[0], print)
+            migration.settle(ours[0], _say)
         return DONE
     if found := unknown(OUR_UNIT):
         return _refuse(f"{found[0]} is not `nginx-supervisor run --config FILE`")
@@ -81,7 +85,7 @@ def _forth(given: argparse.Namespace) -> int:
     if given.dry_run:
         print(f"nothing stands in the way: {OUR_UNIT} can take master {main_pid(NGINX_UNIT)}")
         return DONE
-    migration.forth(print)
+    migration.forth(_say)
     return DONE
 
 
@@ -114,8 +118,13 @@ def _back(given: argparse.Namespace) -> int:
     if given.dry_run:
         print(f"nothing stands in the way: {NGINX_UNIT} can have nginx back")
         return DONE
-    migration.back(ours[0], print)
+    migration.back(ours[0], _say)
     return DONE
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # the terminal may be gone, which stops nothing
+        print(text, flush=True)
 
 
 def _refuse(why: str) -> int:

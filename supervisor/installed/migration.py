@@ -17,6 +17,7 @@ and whoever reloads or stops it talks to the supervisor.
 from __future__ import annotations
 
 import contextlib
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,7 @@ ExecStartPost=
 """
 _NO_OBSTACLE = ("previous_generation_draining", "not_running")
 """Why a supervisor refuses to detach that may be ended all the same: what drains goes on."""
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WAIT = 30.0
 """Seconds for a unit that is being killed to be down."""
 
@@ -70,6 +72,28 @@ Say = Callable[[str], None]
 
 def _silent(text: str) -> None:
     """Say nothing."""
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP do nothing within, nor to what is called: half a way is no place
+    to stop. What a way that was killed has left behind is removed first. Raises StepError."""
+    before = {one: signal.signal(one, signal.SIG_IGN) for one in _INTERRUPTS}
+    try:
+        for unit in (NGINX_UNIT, OUR_UNIT):
+            _remove(Path(_DROP_IN.format(unit=unit)))
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
+def _remove(drop_in: Path) -> None:
+    if drop_in.exists():
+        drop_in.unlink()
+        with contextlib.suppress(OSError):
+            drop_in.parent.rmdir()
+        systemctl("daemon-reload")
 
 
 def main_pid(unit: str) -> int:

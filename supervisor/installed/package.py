@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"usage: {' | '.join(deeds)}", file=sys.stderr)
         return 2
     try:
-        return 0 if deeds[words[0]]() else 1
+        with migration.uninterrupted():
+            return 0 if deeds[words[0]]() else 1
     except StepError as exc:
         _complain(str(exc))
         return 1

@@ -6,6 +6,7 @@ The way itself is walked in tests/booted/test_deb.py.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -290,6 +291,33 @@ def test_the_way_back_where_there_is_nothing_to_give(
     assert "nginx.service has nginx already" in capsys.readouterr().out
     systemd.fails["show"] = "no bus"
     assert migrate.main(["--back"]) == migrate.FAILED
+
+
+def test_nobody_interrupts_it_and_what_a_killed_one_left_is_removed(
+    systemd: Systemd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = Path(migration._DROP_IN.format(unit="nginx.service"))
+    left.parent.mkdir()
+    left.write_text("[Service]\nKillMode=none\n")
+    went_on = []
+
+    def half_way(given: object) -> int:
+        assert not left.exists()
+        assert systemd.did("daemon-reload")
+        for one in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(one)
+        # Ctrl-C reaches what is called too.
+        subprocess.run(["sh", "-c", "kill -INT $$; kill -HUP $$"], check=True)
+        went_on.append(given)
+        return migrate.DONE
+
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr(migrate, "BOOTED", Path("/"))
+    monkeypatch.setattr(migrate, "_forth", half_way)
+    before = signal.getsignal(signal.SIGINT)
+    assert migrate.main([]) == migrate.DONE
+    assert went_on
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 # --- what runs ---
