@@ -434,14 +434,17 @@ def test_events_can_be_followed(oldest: Build) -> None:
         following = nginx.begin("events", "--follow")
         assert following.stdout is not None
         with following:
-            assert json.loads(following.stdout.readline())["event"]
-            assert nginx.ctl("promote").code == 3
-            for line in following.stdout:
-                if json.loads(line)["event"] == "request.refused":
-                    break
-            following.send_signal(signal.SIGINT)
-            following.communicate(timeout=60)
-            assert following.returncode == 0
+            try:
+                assert json.loads(following.stdout.readline())["event"]
+                assert nginx.ctl("promote").code == 3
+                for line in following.stdout:
+                    if json.loads(line)["event"] == "request.refused":
+                        break
+                following.send_signal(signal.SIGINT)
+                following.communicate(timeout=60)
+                assert following.returncode == 0
+            finally:
+                following.kill()  # else a failure would wait for it for ever
 
 
 # --- signals to the supervisor ---------------------------------------------------------------
