@@ -4,7 +4,7 @@
 set -u
 unit=nginx.service
 owner=nginx-supervisor.service
-# In a folder that outlives the supervisor, and not the machine.
+# Says for which start of the owner, in a folder that outlives it, and not the machine.
 restart_wanted=/run/nginx-supervisor/nginx.service-restarts
 
 # What systemd is about to do with unit $1: start, stop, restart ..., nothing where it is left alone.
@@ -12,6 +12,16 @@ job_of() {
     systemctl list-jobs --plain --no-legend "$1" 2>/dev/null | while read -r _ name kind _; do
         [ "$name" != "$1" ] || echo "$kind"
     done
+}
+
+# Which start of the owner's unit this is. Where it has died, systemd restarts nginx.service along
+# with it, by jobs that 252 and 257 name differently: that is no restart of nginx.
+run_of_owner() {
+    systemctl show --property InvocationID --value "$owner"
+}
+
+want_restart() {
+    run_of_owner >"$restart_wanted"
 }
 
 # The verdict of an nginxctl command, as one line of JSON in $verdict; its exit code is returned.
@@ -40,12 +50,15 @@ because() {
 }
 
 start() {
-    if [ -e "$restart_wanted" ]; then
-        rm -f "$restart_wanted"
-        restart
+    wanted=$(cat "$restart_wanted" 2>/dev/null)
+    rm -f "$restart_wanted"
+    if [ -n "$wanted" ] && [ "$wanted" = "$(run_of_owner)" ]; then
+        # The next restart finds a failed unit, which systemd starts without stopping it first.
+        restart || { want_restart; return 1; }
         return
     fi
     # It serves by now: the supervisor starts nginx, or adopts it, when it starts itself.
+    nginxctl check --ready >/dev/null 2>&1 && return
     ask start && return
     because already_running upgrade_in_progress taking_over && return
     say start
@@ -81,7 +94,7 @@ stop() {
         stop | restart) return 0 ;;
     esac
     case $(job_of "$unit") in
-        restart) : >"$restart_wanted" ;;
+        restart) want_restart ;;
         stop)
             rm -f "$restart_wanted"
             ask stop || { say stop; return 1; }

@@ -12,6 +12,7 @@ from pathlib import Path
 import supervisor
 
 DROP_IN = Path("/etc/systemd/system/nginx.service.d/zz-nginx-supervisor.conf")
+OWNER_DROP_IN = Path("/etc/systemd/system/nginx-supervisor.service.d/nginx-service-front.conf")
 INIT_FUNCTIONS = Path("/usr/lib/lsb/init-functions.d/50-nginx-supervisor")
 _PREFIX = Path(supervisor.__file__).resolve().parents[3]
 _SOURCES = _PREFIX / "share" / "nginx-supervisor" / "systemd"
@@ -27,6 +28,9 @@ def put_up() -> bool:
     if not source.is_file():
         return False
     _link(DROP_IN, source)
+    owner = _SOURCES / "nginx-supervisor.service.d" / OWNER_DROP_IN.name
+    if owner.is_file():
+        _link(OWNER_DROP_IN, owner)
     init = _SOURCES / "init-functions.d" / INIT_FUNCTIONS.name
     if init.is_file() and INIT_FUNCTIONS.parent.is_dir():
         with contextlib.suppress(OSError):  # below /usr, which may be read-only
@@ -51,11 +55,13 @@ def is_up() -> bool:
 
 def take_down() -> None:
     """Remove them, whoever made them. Raises OSError where nginx.service stays a front."""
-    DROP_IN.unlink(missing_ok=True)
+    for path in (DROP_IN, OWNER_DROP_IN):
+        path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         INIT_FUNCTIONS.unlink()
-    with contextlib.suppress(OSError):
-        DROP_IN.parent.rmdir()
+    for path in (DROP_IN, OWNER_DROP_IN):
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
 
 
 def _link(place: Path, source: Path) -> None:

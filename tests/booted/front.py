@@ -12,6 +12,7 @@ from tests.e2e.harness.bare import until
 NGINX = "nginx.service"
 SHARE = "/usr/share/nginx-supervisor/systemd"
 DROP_IN = f"{SHARE}/nginx.service.d/zz-nginx-supervisor.conf"
+OWNER_DROP_IN = f"{SHARE}/nginx-supervisor.service.d/nginx-service-front.conf"
 HOOK = f"{SHARE}/init-functions.d/50-nginx-supervisor"
 OVERRIDE = "/etc/systemd/system/nginx.service.d/override.conf"
 
@@ -19,6 +20,8 @@ OVERRIDE = "/etc/systemd/system/nginx.service.d/override.conf"
 def put_in_place(box: Box) -> None:
     """What the migration puts onto the machine; nothing is started or stopped by it."""
     box.run("install", "-D", "-m", "0644", "-t", "/etc/systemd/system/nginx.service.d", DROP_IN)
+    owner = f"/etc/systemd/system/{site.UNIT}.d"
+    box.run("install", "-D", "-m", "0644", "-t", owner, OWNER_DROP_IN)
     box.run("install", "-D", "-m", "0644", "-t", "/usr/lib/lsb/init-functions.d", HOOK)
     box.run("systemctl", "daemon-reload")
 

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.booted import front, site
+from tests.booted import front, packages, site
 from tests.booted.box import Box
 from tests.booted.front import NGINX
 from tests.e2e.harness.bare import until
@@ -110,11 +110,16 @@ def test_a_broken_configuration_harms_nobody(bookworm: Box) -> None:
     assert "unexpected end of file" in box.journal("-u", NGINX)
     assert front.masters(box) == [master]
     assert (front.is_active(box), _state(box)) == ("failed", "running")
-    box.run("systemctl", "start", NGINX)  # it serves: there is nothing to test first
-    assert (front.is_active(box), front.masters(box)) == ("active", [master])
+    # systemd stops no unit that failed before it starts it: the restart is still to be done.
+    assert box.run("systemctl", "restart", NGINX, check=False).returncode != 0
+    assert (front.is_active(box), front.masters(box)) == ("failed", [master])
     box.path("/etc/nginx/sites-enabled/bad").unlink()
     box.run("systemctl", "restart", NGINX)
-    assert front.masters(box) != [master]
+    (restarted,) = front.masters(box)
+    assert (front.is_active(box), restarted != master) == ("active", True)
+    box.run("systemctl", "stop", NGINX)
+    box.run("systemctl", "start", NGINX)
+    assert "already_running" not in box.journal("-u", NGINX)
 
 
 def test_a_reload_in_an_upgrade_waits_for_the_verdict(bookworm: Box) -> None:
@@ -282,9 +287,8 @@ def test_nothing_starts_a_second_master(bookworm: Box) -> None:
         assert front.masters(box) == [master], command
 
 
-def test_the_death_of_the_supervisor_is_no_restart_of_nginx(bookworm: Box) -> None:
+def test_the_death_of_the_supervisor_is_no_restart_of_nginx(box: Box) -> None:
     """Its unit's restart takes nginx.service along, which leaves nginx alone."""
-    box = bookworm
     front.started(box)
     (master,), supervisor = front.masters(box), site.main_pid(box)
     with box.quick_load(rate=50.0) as load:
@@ -295,6 +299,36 @@ def test_the_death_of_the_supervisor_is_no_restart_of_nginx(bookworm: Box) -> No
         nobody_failed(load)
     assert front.masters(box) == [master]
     assert box.path("/run/nginx.pid").read_text() == f"{master}\n"
+
+
+def test_a_failed_supervisor_leaves_nginx_to_its_files_and_comes_back(box: Box) -> None:
+    """Its socket is there all the while, and nginx serves."""
+    front.started(box)
+    (master,), config = front.masters(box), box.path(site.CONFIG).read_text()
+    with box.quick_load(rate=50.0) as load:
+        box.write(site.CONFIG, BAD)
+        box.run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", site.UNIT)
+        until("it has failed", lambda: front.is_active(box, site.UNIT) == "failed")
+        until("the front is at rest", lambda: front.is_active(box) == "inactive")
+        assert box.path("/run/nginx-supervisor/control.sock").is_socket()
+
+        log = box.path("/var/log/nginx/error.log")
+        log.rename(log.with_suffix(".old"))
+        box.run("invoke-rc.d", "nginx", "rotate")  # by the script's own signal
+        until("nginx has reopened its log", log.exists)
+
+        box.run("systemctl", "start", packages.SERVICE)
+        assert box.show(packages.SERVICE, "ActiveState", "NRestarts") == {
+            "ActiveState": "inactive", "NRestarts": "0",
+        }  # fmt: skip
+
+        box.write(site.CONFIG, config)
+        site.start(box)
+        until("the front is up again", lambda: front.is_active(box) == "active")
+        nobody_failed(load)
+    assert front.masters(box) == [master]
+    said = box.run("systemd-analyze", "verify", "--man=no", site.UNIT, NGINX)
+    assert said.stdout + said.stderr == ""
 
 
 CLIENT = """\

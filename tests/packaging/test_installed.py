@@ -391,9 +391,14 @@ def test_the_front_is_a_link_and_respects_what_is_there(
     places = tmp_path / "etc/nginx.service.d/zz.conf", tmp_path / "lsb/50-nginx-supervisor"
     monkeypatch.setattr(front, "DROP_IN", places[0])
     monkeypatch.setattr(front, "INIT_FUNCTIONS", places[1])
+    owner = tmp_path / "etc/nginx-supervisor.service.d/front.conf"
+    monkeypatch.setattr(front, "OWNER_DROP_IN", owner)
     monkeypatch.setattr(front, "_SOURCES", tmp_path / "share")
     assert not front.put_up()  # a wheel has no such files
-    for path in ("nginx.service.d/zz.conf", "init-functions.d/50-nginx-supervisor"):
+    for path in (
+        "nginx.service.d/zz.conf", "init-functions.d/50-nginx-supervisor",
+        "nginx-supervisor.service.d/front.conf",
+    ):  # fmt: skip
         (tmp_path / "share" / path).parent.mkdir(parents=True)
         (tmp_path / "share" / path).write_text("x")
     places[1].parent.mkdir()
@@ -402,6 +407,8 @@ def test_the_front_is_a_link_and_respects_what_is_there(
     assert front.is_up()
     assert places[0].readlink() == tmp_path / "share/nginx.service.d/zz.conf"
     assert places[1].read_text() == "mine"
+    assert owner.readlink() == tmp_path / "share/nginx-supervisor.service.d/front.conf"
     front.take_down()
     assert not front.is_up()
     assert not places[0].parent.exists()
+    assert not owner.parent.exists()
