@@ -27,6 +27,8 @@ from supervisor.core.unit_file import (
 )
 
 TOPIC = "unit"
+OUR_UNIT = "nginx-supervisor.service"
+"""The one that the front asks, where nobody has written another one."""
 OUR_DROP_IN = "zz-nginx-supervisor.conf"
 """The one that makes nginx.service a front of the supervisor; it sets nothing that is compared."""
 
@@ -70,6 +72,12 @@ def of_units(seen: UnitsSeen, nginx: NginxSettings) -> Iterator[Diagnosis]:
         yield from of_own_unit(ours)
     if theirs is None or ours is None:
         yield finding(TOPIC, "units", Level.NOTE, f"not compared: {seen.without}")
+        return
+    if ours.name != OUR_UNIT and ours.name not in theirs.properties.get("Requires", "").split():
+        yield finding(
+            TOPIC, "units", Level.NOTE,
+            f"not compared: {theirs.name} does not ask {ours.name}",
+        )  # fmt: skip
         return
     said = [
         one for one in read_cat(theirs.text) if posixpath.basename(one.file) != OUR_DROP_IN

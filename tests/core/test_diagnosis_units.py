@@ -107,6 +107,22 @@ def test_whether_nginx_service_would_start_a_second_nginx(
     assert (front.name, front.level, bool(front.lines)) == ("front", level, level is Level.WARN)
 
 
+@pytest.mark.parametrize(
+    ("required", "names"), [("", ["units"]), ("nginx-supervisor@web.service", ["front", "units"])]
+)
+def test_another_unit_than_the_front_s_is_not_compared(required: str, names: list[str]) -> None:
+    drop_in = "/etc/x.d/zz-nginx-supervisor.conf"
+    shown = {"DropInPaths": drop_in, "Requires": f"sysinit.target {required}"}
+    units = UnitsSeen(
+        theirs=UnitSeen(name="nginx.service", properties=shown),
+        ours=UnitSeen(name="nginx-supervisor@web.service", properties={}),
+    )
+    nginx = parse_settings({"nginx": {"binary": "/n", "config": "/c"}}).nginx
+    found = [one for one in of_units(units, nginx) if one.level is not Level.WARN]
+    assert [one.name for one in found] == names
+    assert all(("asks nginx-supervisor@web" in one.seen) is (one.name == "front") for one in found)
+
+
 def test_there_is_nothing_to_compare() -> None:
     nginx = parse_settings({"nginx": {"binary": "/n", "config": "/c"}}).nginx
     one = only(list(of_units(UnitsSeen(without="no systemd manages this machine"), nginx)))
