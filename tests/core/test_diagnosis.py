@@ -56,7 +56,7 @@ HOST = HostSeen(
 )  # fmt: skip
 
 SAME = UnitSeen(name="same.service", properties={"UnitFileState": "masked"})
-UNITS = UnitsSeen(theirs=SAME, ours=SAME)
+UNITS = UnitsSeen(theirs=SAME, ours=replace(SAME, name="nginx-supervisor.service"))
 
 
 def settings(*probes: dict[str, object], **tables: Any) -> Settings:
