@@ -19,7 +19,8 @@ from supervisor.core.signals import ProcessKind
 from supervisor.edges import procfs
 from supervisor.edges.capture import PIECE, Capture
 from supervisor.edges.descriptors import RESERVE
-from supervisor.edges.generation import Generation, listens_no_more
+from supervisor.edges.generation import Generation, Role, listens_no_more
+from supervisor.edges.last_words import last_words
 from supervisor.edges.linux import ExitStatus
 from supervisor.edges.passing_on import PassingOn
 from supervisor.edges.process import Process
@@ -112,6 +113,10 @@ async def watch(
         tell_output_now(world, generation)  # before anything is done about it: it says why
         successor = "" if generation.told_to_stop else successor_text(world, generation)
         detail = f"master {generation.master.pid} of g{generation.id} ({generation.exit})"
+        if generation.role is Role.CANDIDATE and not generation.told_to_stop:
+            logs = generation.program.error_logs
+            said = await trio.to_thread.run_sync(last_words, generation.master.pid, logs)
+            detail += f": {said}" if said else ""
         post(
             MasterExited(
                 generation=generation.id,

@@ -299,7 +299,8 @@ def history_in_detail(found: Fields, width: int | None = None) -> Iterator[str]:
                 yield from _warning("    ", warning, width)
         if notes:
             named = dict.fromkeys(text(one.get("guard")) for one in notes)
-            yield f"    {len(notes)} notes of {', '.join(named)} (all of them: --json)"
+            count = "1 note" if len(notes) == 1 else f"{len(notes)} notes"
+            yield f"    {count} of {', '.join(named)} (all of them: --json)"
 
 
 def _evidence(entry: Fields) -> str:

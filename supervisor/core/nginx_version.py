@@ -9,6 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -58,6 +59,23 @@ _OF_SECTION = {
     ("mail", "--with-http_ssl_module"): "--with-mail_ssl_module",
 }
 """The same directives are other modules' in the sections besides http."""
+
+_WITHOUT = re.compile(r"--without-(?:http_|stream_|mail_)?(.*?)(?:_module)?")
+_NAMED_OTHERWISE = {
+    "access": r"(allow|deny)$",
+    "browser": r"(ancient|modern)_browser",
+    "charset": r"(override_|source_)?charset",
+    "http": r"http$",
+    "referer": r"(valid_referers|referer_hash)",
+    "rewrite": r"(rewrite|return|if|set|break|rewrite_log|uninitialized_variable_warn)$",
+    "upstream_hash": r"hash$",
+    "upstream_ip_hash": r"ip_hash$",
+    "upstream_keepalive": r"keepalive",
+    "upstream_least_conn": r"least_conn$",
+    "upstream_random": r"random$",
+    "upstream_zone": r"zone$",
+}
+"""Where the directives of a module do not begin with its name."""
 
 _TOLD_BY_NAME = {option for _, option in _MODULE_OF_DIRECTIVE} | set(_OF_SECTION.values())
 """The modules whose directives are known here: no other directive is theirs."""
@@ -192,6 +210,15 @@ def lost_with_unknown_directives(running: NginxBuild, candidate: NginxBuild) -> 
     return tuple(
         one for one in lost
         if not one.startswith("--with-") or (one.endswith("_module") and one not in _TOLD_BY_NAME)
+    )  # fmt: skip
+
+
+def left_out(options: Iterable[str], directive: str) -> tuple[str, ...]:
+    """Those of `options` (`--without-…`) that leave out the module which has the directive."""
+    return tuple(
+        one for one in options
+        if (match := _WITHOUT.fullmatch(one)) is not None
+        and re.match(_NAMED_OTHERWISE.get(match[1], f"{match[1]}(_|$)"), directive)
     )  # fmt: skip
 
 

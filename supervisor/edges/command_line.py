@@ -47,6 +47,21 @@ def of_master(pid: int) -> CommandLine | None:
     return parse(arguments, cut=room is None or len(shown) >= room - 2)
 
 
+def arguments_of(pid: int) -> tuple[str, ...] | None:
+    """What follows the program in the command line of the master `pid`; None where it is not known.
+
+    A relative prefix is given as the master sees it. Raises OSError where that cannot be told.
+    """
+    given = of_master(pid)
+    if given is None or given.cut:
+        return None
+    prefix = None if given.prefix is None else resolved(pid, given.prefix)
+    options = (
+        ("-p", prefix), ("-c", given.config), ("-e", given.error_log), ("-g", given.globals)
+    )  # fmt: skip
+    return tuple(part for flag, value in options if value is not None for part in (flag, value))
+
+
 def parse(arguments: str, *, cut: bool) -> CommandLine:
     """The words of a title. A value goes on until the next option, as that of `-g` does."""
     program, _, rest = arguments.partition(" -")

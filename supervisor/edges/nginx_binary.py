@@ -34,6 +34,7 @@ from supervisor.core.nginx_config import NginxConfig, parse_dump
 from supervisor.core.nginx_listen import DEFAULT_PORT
 from supervisor.core.nginx_version import (
     NginxBuild,
+    left_out,
     lost_with_unknown_directives,
     module_of_error,
     parse_build,
@@ -161,7 +162,8 @@ async def version_of(path: Path, env: Mapping[str, str]) -> NginxBuild:
             f"cannot use the binary {path}: it {how} when asked for its version: {said};"
             " install what it needs on this machine",
         )
-    raise _not_nginx(path, f"asked for its version it exited with {ended.code} and said: {said}")
+    answer = f"said: {said}" if said else "said nothing"
+    raise _not_nginx(path, f"asked for its version it exited with {ended.code} and {answer}")
 
 
 async def test_config(path: Path, argv: Sequence[str], env: Mapping[str, str]) -> TestResult:
@@ -229,8 +231,8 @@ def rejection(
     if missing:
         return Refusal(
             "module_missing",
-            f"cannot run {path}: it was built without {missing}, which the configuration uses:"
-            f" {line}; build it with that module, or load it as a dynamic one",
+            f"cannot run {path}: it was built {missing}, and the configuration uses that module:"
+            f" {line}; build it with the module, or load it as a dynamic one",
         )
     return Refusal(
         "config_rejected",
@@ -262,11 +264,19 @@ def _missing_module(
         return None
     if option.startswith("--with-"):
         present = candidate.configure_arguments
-        return None if option in present or f"{option}=dynamic" in present else option
+        lacks = option not in present and f"{option}=dynamic" not in present
+        return f"without {option}" if lacks else None
     # A directive that is in no table: a module of others, if the running build has one more; else
     # somebody has mistyped it.
     lost = lost_with_unknown_directives(running, candidate) if running is not None else ()
-    return f"{' or '.join(lost)} ({option})" if lost else None
+    if not lost:
+        return None
+    directive = option.removeprefix("directive ")
+    own = left_out(lost, directive)
+    if own:  # nginx's own module, which is built in unless one says otherwise
+        return f"with {' and '.join(own)}"
+    absent = " or ".join(one for one in lost if not one.startswith("--without-"))
+    return f"without {absent} ({option})" if absent else None
 
 
 @cache

@@ -19,8 +19,9 @@ import trio
 from supervisor.core.config_read import read_of
 from supervisor.core.errors import Refusal
 from supervisor.core.guards import Comparison, bounded, findings, refusal, unix_listeners_dropped
-from supervisor.core.nginx_config import effective, parse_globals, under_prefix
+from supervisor.core.nginx_config import NginxConfig, effective, parse_globals, under_prefix
 from supervisor.edges import (
+    command_line,
     holders,
     nginx_binary,
     packages,
@@ -34,6 +35,7 @@ from supervisor.edges.outdated import outdated
 from supervisor.edges.preflight_draft import Check, Draft, NoChange
 from supervisor.edges.store import Origin, StoredVersion
 from supervisor.edges.trust import trusted_path
+from supervisor.edges.upgradable import TAKE_OVER
 
 T = TypeVar("T")
 _MASTER_TITLE = b": master process"
@@ -213,6 +215,39 @@ async def configuration_is_accepted(draft: Draft) -> None:
     draft.undo.append(partial(pidfile.remove_empty, Path(pid_path)))
 
 
+async def inherited_arguments_do(draft: Draft) -> None:
+    """USR2 hands on the arguments of the running master, which may be others than the settings'.
+
+    A master that was adopted has those of whoever started it: without `-c`, say, a build with
+    another compiled-in path would read another configuration than the one that was tested.
+    """
+    pid, ours = draft.active.master.pid, draft.installation.arguments
+    try:
+        inherited = command_line.arguments_of(pid)
+    except OSError:
+        return
+    if inherited is None or inherited == ours:
+        return
+    words = " ".join(inherited) or "none"
+    why = f"USR2 hands on the arguments of the running master {pid} ({words}); {TAKE_OVER}"
+    try:
+        config, _ = await nginx_binary.dump_config(
+            draft.ready_staged.path, inherited, _environment(draft)
+        )
+    except Refusal as exc:
+        raise Refusal(exc.reason, f"{exc.detail}; {why}") from exc
+    read, tested = (_main_file(one) for one in (config, draft.ready_config))
+    if read != tested:
+        raise Refusal(
+            "other_configuration",
+            f"cannot upgrade: the new nginx would read {read}, not {tested}: {why}",
+        )
+
+
+def _main_file(config: NginxConfig) -> str:
+    return os.path.realpath(config.files[0]) if config.files else ""
+
+
 async def master_process_is_on(draft: Draft) -> None:
     """Without a master there is nothing to upgrade; some versions crash on the way there."""
     if not draft.ready_config.master_process:
@@ -348,6 +383,7 @@ CHECKS: tuple[Check, ...] = (
     Check("build", it_is_nginx),
     Check("modules", stored_modules_are_placed),
     Check("configuration", configuration_is_accepted),
+    Check("arguments", inherited_arguments_do),
     Check("master_process", master_process_is_on),
     Check("version", version_is_complete),
     Check("change", it_is_a_change),

@@ -140,6 +140,38 @@ def test_a_name_from_the_path_is_no_place_to_upgrade(oldest: Build, newest: Buil
         checks.assert_settled(nginx, newest, sha256(newest.path))
 
 
+def test_arguments_that_usr2_hands_on(oldest: Build, newest: Build) -> None:
+    """The configuration does with the supervisor's arguments, and not with the master's own."""
+    with site.make(oldest, Options(daemon="on")) as one, supervised.on(one) as nginx:
+        link = one.folder / "link.conf"
+        link.symlink_to(one.config)
+        given = ["-p", str(one.folder), "-c", str(link), "-g", "worker_rlimit_core 1;"]
+        run = nginx.cradle.run([one.argv[0], *given], env={"ROOM": "x" * 400},
+                               output=one.folder / "bare.log")  # fmt: skip
+        assert nginx.cradle.wait(run) == 0
+        until("workers", lambda: len([s for s in nginx.nginx() if s.is_accepting]) == 2)
+        nginx.start()
+        text = one.config.read_text()
+        one.config.write_text(f"worker_rlimit_core 2;\n{text}")
+        answer = nginx.ctl("upgrade", newest.path)
+        assert (answer.code, answer.reason) == (3, "config_rejected"), answer
+        assert '"worker_rlimit_core" directive is duplicate' in answer.last["detail"]
+        assert "nginxctl adopt --take-over" in answer.last["detail"]
+        one.config.write_text(text)
+        other = one.folder / "other.conf"
+        other.write_text(text)
+        link.unlink()
+        link.symlink_to(other)
+        answer = nginx.ctl("upgrade", newest.path)
+        assert (answer.code, answer.reason) == (3, "other_configuration"), answer
+        assert f"would read {other}, not {one.config}" in answer.last["detail"]
+        checks.assert_serves(nginx, oldest)
+        assert nginx.ctl("adopt", "--take-over").code == 0
+        nginx.until_state("running")
+        assert nginx.ctl("upgrade", newest.path).code == 0
+        checks.assert_settled(nginx, newest, sha256(newest.path))
+
+
 def test_a_foreground_nginx_whose_parent_has_left(oldest: Build, newest: Build) -> None:
     """It takes USR2 by now but still no WINCH, as it never made itself a daemon."""
     with site.make(oldest, Options(daemon="off")) as one, supervised.on(one) as nginx:

@@ -162,6 +162,28 @@ def test_rejections(
     assert line in refusal.detail
 
 
+@pytest.mark.parametrize(
+    ("directive", "told"),
+    [
+        ("scgi_pass", "built with --without-http_scgi_module,"),
+        ("allow", "built with --without-http_access_module,"),
+        ("brotli", "built without --add-module=brotli (directive brotli),"),
+    ],
+)
+def test_a_module_that_was_left_out(directive: str, told: str) -> None:
+    """Only the directive's own is named, and what the option did."""
+    left_out = ("--without-http_browser_module", "--without-http_scgi_module",
+                "--without-http_access_module")  # fmt: skip
+    line = f'nginx: [emerg] unknown directive "{directive}" in /c:1'
+    refusal = rejection(
+        Path("/n"), line, candidate=built_with(*left_out),
+        running=built_with("--add-module=brotli"),
+    )  # fmt: skip
+    assert refusal.reason == "module_missing"
+    assert told.removesuffix(",") in refusal.detail.partition(", and the configuration")[0]
+    assert refusal.detail.count("--without-") == told.count("--without-")
+
+
 def test_a_folder_that_the_sandbox_keeps_read_only() -> None:
     line = 'nginx: [emerg] open() "/web/log" failed (30: Read-only file system)'
     refusal = rejection(Path("/n"), line)
