@@ -6,6 +6,7 @@ import pytest
 
 from supervisor.core.nginx_version import (
     NginxBuild,
+    left_out,
     lost_modules,
     lost_with_unknown_directives,
     module_of_error,
@@ -165,3 +166,21 @@ def test_what_a_directive_takes(directive: str, section: str, option: str | None
 )
 def test_the_module_that_an_error_tells_of(line: str, option: str | None) -> None:
     assert module_of_error(line) == option
+
+
+@pytest.mark.parametrize(
+    ("directive", "option"),
+    [
+        ("scgi_temp_path", "--without-http_scgi_module"),
+        ("allow", "--without-http_access_module"),
+        ("ancient_browser", "--without-http_browser_module"),
+        ("gzip", None),
+        ("access_log", None),
+    ],
+)
+def test_a_directive_names_the_module_that_was_left_out(directive: str, option: str | None) -> None:
+    options = (
+        "--without-http_access_module", "--without-http_browser_module", "--without-pcre",
+        "--without-http_scgi_module", "--with-http_ssl_module",
+    )  # fmt: skip
+    assert left_out(options, directive) == (() if option is None else (option,))
