@@ -7,6 +7,7 @@ import subprocess
 import pytest
 
 from tests.e2e.harness import checks, site, supervised
+from tests.e2e.harness.bare import until
 from tests.e2e.harness.settings import probe
 from tests.e2e.harness.site import Options, sha256
 from tests.e2e.harness.supervised import COMMANDS
@@ -87,6 +88,7 @@ def test_a_canary_that_nobody_observed_is_told_everywhere(oldest: Build, newest:
             assert (done.code, done.last["canary_observed"]) == (0, False), done
             assert done.last["attribution"] == ["sole_generation"]
             assert done.last["coverage"] == {"answered": 0, "workers": 2}
+            until("asked again", lambda: nginx.status()["probes"][0]["attribution"], poll=0.05)
             (seen,) = nginx.status()["probes"]
             assert (seen["attribution"], seen["worker"]) == ("sole_generation", None)
             assert nginx.history()[-1]["canary_observed"] is False
