@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tests.booted import deeds, package_life, packages, site
 from tests.booted.box import Binding, Box
+from tests.booted.manager import wait_for
 from tests.booted.roots import SUITES, project_layer, root_of
 from tools.nginx_builds import builds, candidate
 from tools.nginx_cache import cache_folder
@@ -121,7 +122,7 @@ def _restarted(box: Box) -> str:
 
 def _detached(box: Box) -> str:
     box.run("nginxctl", "detach")
-    deeds.wait_for("down", lambda: box.show(site.UNIT, "MainPID")["MainPID"] == "0")
+    wait_for("down", lambda: box.show(site.UNIT, "MainPID")["MainPID"] == "0")
     site.start(box)
     return "adopted"
 

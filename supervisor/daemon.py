@@ -152,7 +152,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         RESERVE.fill()
         # A thread that writes must not keep the engine from a signal for 5 ms (the default).
         sys.setswitchinterval(SWITCH_INTERVAL)
-        return trio.run(_run_alone, given.config, settings, story, tap, hand_over, notifier, store)
+        found = Given(
+            config=given.config, settings=settings, story=story, tap=tap, hand_over=hand_over,
+            notifier=notifier, store=store,
+        )  # fmt: skip
+        return trio.run(_run_alone, found)
     except SupervisorError as exc:
         store.forget()
         print(f"nginx-supervisor: {exc.detail}", file=sys.stderr)
@@ -178,18 +182,23 @@ def missing_folders(settings: Settings) -> list[str]:
     ]
 
 
-async def _run_alone(
-    config: Path,
-    settings: Settings,
-    story: Story,
-    tap: LogTap,
-    hand_over: HandOver,
-    notifier: Notifier,
-    store: DescriptorStore,
-) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What a supervisor begins with: its configuration, and what others have left for it."""
+
+    config: Path
+    settings: Settings
+    story: Story
+    tap: LogTap
+    hand_over: HandOver
+    notifier: Notifier
+    store: DescriptorStore
+
+
+async def _run_alone(given: Given) -> int:
     """`run`; an error that was raised on purpose comes out of its nurseries as itself."""
     try:
-        return await run(config, settings, story, tap, hand_over, notifier, store)
+        return await run(given)
     except BaseExceptionGroup as group:
         cause = _cause(group)
         raise cause from (cause.__cause__ or group)  # what it was made of is told as ERRNO
@@ -254,31 +263,21 @@ class Parts:
     estate: Estate
 
 
-async def run(
-    config: Path,
-    settings: Settings,
-    story: Story,
-    tap: LogTap,
-    hand_over: HandOver,
-    notifier: Notifier,
-    store: DescriptorStore,
-) -> int:
+async def run(given: Given) -> int:
     """Own nginx until told to end; returns the exit code."""
     log: FilteringBoundLogger = structlog.get_logger()
-    locks = Locks(hand_over)
+    locks = Locks(given.hand_over)
     try:
         async with trio.open_nursery() as nursery:
-            parts = build(
-                config, settings, story, tap, log, locks, nursery, hand_over, notifier, store
-            )
-            nursery.start_soon(notifier.run)
-            nursery.start_soon(store.run)
-            await nursery.start(serve_signals, config, parts, hand_over)
-            take_back(parts.world, store.take_back(), "from the service manager's store")
-            first = take_over(hand_over, parts.estate)
-            register(hand_over, parts.estate)
-            await nursery.start(_serve_control, settings.control, parts)
-            nursery.start_soon(parts.gate.take, settings.control)
+            parts = build(given, log, locks, nursery)
+            nursery.start_soon(given.notifier.run)
+            nursery.start_soon(given.store.run)
+            await nursery.start(serve_signals, given.config, parts, given.hand_over)
+            take_back(parts.world, given.store.take_back(), "from the service manager's store")
+            first = take_over(given.hand_over, parts.estate)
+            register(given.hand_over, parts.estate)
+            await nursery.start(_serve_control, given.settings.control, parts)
+            nursery.start_soon(parts.gate.take, given.settings.control)
             await nursery.start(parts.prober.run)
             await nursery.start(parts.log_watch.run)
             nursery.start_soon(parts.effects.keep_record)
@@ -286,9 +285,12 @@ async def run(
             nursery.start_soon(parts.service.keep_alive, parts.engine)
             if parts.backend.replaced is None:
                 log.info(
-                    "supervisor.started", pid=os.getpid(), version=version(), config=str(config)
+                    "supervisor.started",
+                    pid=os.getpid(),
+                    version=version(),
+                    config=str(given.config),
                 )
-            _note_manager(notifier, log)
+            _note_manager(given.notifier, log)
             code = await parts.engine.run(*first)
             await settle(parts.world)
             await parts.engine.wait_told(LAST_WORDS)
@@ -296,7 +298,7 @@ async def run(
             if code not in (0, DETACHED):
                 why = parts.engine.state
                 failure = SupervisorError(why.reason or "", why.detail)
-                notifier.failed(errno_of(failure), why.detail)
+                given.notifier.failed(errno_of(failure), why.detail)
             nursery.cancel_scope.cancel()
     finally:
         locks.release()
@@ -328,19 +330,9 @@ async def _serve_control(
     )  # fmt: skip
 
 
-def build(
-    config: Path,
-    settings: Settings,
-    story: Story,
-    tap: LogTap,
-    log: FilteringBoundLogger,
-    locks: Locks,
-    nursery: trio.Nursery,
-    hand_over: HandOver,
-    notifier: Notifier,
-    store: DescriptorStore,
-) -> Parts:
+def build(given: Given, log: FilteringBoundLogger, locks: Locks, nursery: trio.Nursery) -> Parts:
     """All the parts, connected. Raises SupervisorError where the state directory is unusable."""
+    config, settings, hand_over = given.config, given.settings, given.hand_over
     directory = Path(settings.state.directory)
     private_folder(directory, uid=os.getuid())
     history, runtime = History(directory), RuntimeState(directory)
@@ -371,7 +363,7 @@ def build(
         held=HeldListeners(
             enabled=settings.restart.hold_listeners,
             with_reuseport=settings.restart.hold_reuseport,
-            store=store,
+            store=given.store,
         ),
     )
     prober = Prober(
@@ -390,7 +382,7 @@ def build(
     log_watch = LogWatch(world, evidence.signal, hand_over)
     world.look_at_logs, world.hear_output = log_watch.look, log_watch.hear_output
     world.hear_stdout, world.settle_logs = log_watch.hear_stdout, log_watch.settle
-    service = Service(world, notifier)
+    service = Service(world, given.notifier)
     effects = NginxEffects(
         world, evidence, history, runtime, service,
         lambda verdicts: Reloads(
@@ -407,10 +399,10 @@ def build(
         clock=trio.current_time,
         accepts=lambda: any(one.brood().accepting for one in world.generations),
     )
-    story.tell_of(world, lambda: engine.state.phase.value)
+    given.story.tell_of(world, lambda: engine.state.phase.value)
     backend = Backend(
         config=config, world=world, engine=engine, effects=effects, evidence=evidence,
-        history=history, tap=tap, error_logs=log_watch.report, started=utc_now(),
+        history=history, tap=given.tap, error_logs=log_watch.report, started=utc_now(),
     )  # fmt: skip
     door = Door(hand_over, engine.waiters.number_of)
     backend.succession = succession = Succession(
@@ -418,8 +410,9 @@ def build(
         door=door, service=service, nursery=nursery,
     )  # fmt: skip
     estate = Estate(
-        world=world, engine=engine, evidence=evidence, effects=effects, backend=backend, tap=tap,
-        door=door, succession=succession, version=version(), background=nursery.start_soon,
+        world=world, engine=engine, evidence=evidence, effects=effects, backend=backend,
+        tap=given.tap, door=door, succession=succession, version=version(),
+        background=nursery.start_soon,
     )  # fmt: skip
     return Parts(
         world=world, engine=engine, effects=effects, evidence=evidence, prober=prober,

@@ -7,7 +7,6 @@ import hashlib
 import os
 import shutil
 import struct
-import subprocess
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,14 +14,11 @@ from pathlib import Path
 
 import trio
 
-from supervisor.edges import children
+from supervisor.edges.asking import ask
 
-LIMIT = 10.0
-"""Seconds for one question to a package manager; it takes some hundredths of one."""
 DPKG_STATUS = Path("/var/lib/dpkg/status")
 DPKG_LOCK = Path("/var/lib/dpkg/lock")
 RPM_DATABASES = (Path("/usr/lib/sysimage/rpm"), Path("/var/lib/rpm"))
-_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 _INSTALLED = "installed"
 
 
@@ -107,7 +103,7 @@ async def _dpkg_owner(path: Path) -> Package | None:
     found = await _dpkg_packages([] if name is None else [name])
     if name is None or not found:
         return None
-    sums = await _ask(["dpkg-query", "--control-show", name, "md5sums"])
+    sums = await ask(["dpkg-query", "--control-show", name, "md5sums"])
     told = dict(line.split("  ", 1)[::-1] for line in sums.splitlines() if "  " in line)
     expected = next((told[one[1:]] for one in _spellings(str(path)) if one[1:] in told), None)
     intact = None if expected is None else expected == await trio.to_thread.run_sync(_md5, path)
@@ -122,7 +118,7 @@ async def _dpkg_owners(paths: Iterable[str]) -> dict[str, str]:
     spelled = {spelling: path for path in paths for spelling in _spellings(path)}
     if not spelled:
         return {}
-    said = await _ask(["dpkg-query", "--search", "--", *spelled])
+    said = await ask(["dpkg-query", "--search", "--", *spelled])
     owners: dict[str, str] = {}
     diverted: dict[str, str] = {}
     for line in said.splitlines():
@@ -151,7 +147,7 @@ async def _dpkg_packages(names: Sequence[str]) -> list[Package]:
     if not names:
         return []
     form = "${binary:Package}\t${Version}\t${db:Status-Status}\n"
-    said = await _ask(["dpkg-query", "--show", f"--showformat={form}", "--", *names])
+    said = await ask(["dpkg-query", "--show", f"--showformat={form}", "--", *names])
     rows = (line.split("\t") for line in said.splitlines())
     return [
         Package(manager="dpkg", name=row[0], version=row[1], state=row[2])
@@ -173,47 +169,16 @@ def _md5(path: Path) -> str | None:
 
 
 async def _rpm_owner(path: Path) -> Package | None:
-    said = await _ask(
+    said = await ask(
         ["rpm", "--query", "--file", "--queryformat=%{NAME}\\t%{VERSION}-%{RELEASE}\\n", str(path)]
     )
     name, tab, version = said.partition("\n")[0].partition("\t")
     if not tab:
         return None
     # One line for each file that differs: nine signs, a letter, its path (rpm(8)).
-    differs = await _ask(["rpm", "--verify", "--nodeps", "--noscripts", name])
+    differs = await ask(["rpm", "--verify", "--nodeps", "--noscripts", name])
     intact = not any(
         line.endswith(f" {path}") and ("5" in line[:9] or line.startswith("missing"))
         for line in differs.splitlines()
     )
     return Package(manager="rpm", name=name, version=version, state=_INSTALLED, intact=intact)
-
-
-# --- asking -----------------------------------------------------------------------------------
-
-
-async def _ask(command: Sequence[str]) -> str:
-    """What it says on its standard output; nothing where it cannot be run or does not end."""
-    try:
-        process = children.note(
-            await children.start(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL, env=_ENVIRONMENT, cwd="/", start_new_session=True,
-            )
-        )  # fmt: skip
-    except OSError:
-        return ""
-    said = bytearray()
-    try:
-        with trio.move_on_after(LIMIT):
-            assert process.stdout is not None
-            async for piece in process.stdout:
-                said += piece
-            await process.wait()
-    finally:
-        with trio.CancelScope(shield=True):
-            if process.returncode is None:
-                process.kill()
-            await process.wait()
-            if process.stdout is not None:
-                await process.stdout.aclose()
-    return os.fsdecode(bytes(said))

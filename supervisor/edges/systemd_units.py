@@ -6,19 +6,14 @@ Where systemd is not the service manager there is nothing to ask (sd_booted(3)).
 from __future__ import annotations
 
 import resource
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
-import trio
-
 from supervisor.core.unit_file import UnitSeen, read_show
-from supervisor.edges import cgroup, children
+from supervisor.edges import cgroup
+from supervisor.edges.asking import ask
 
 BOOTED = Path("/run/systemd/system")
-LIMIT = 10.0
-"""Seconds for systemctl to answer."""
-
 _NOT_LIMITED = "infinity"
 
 
@@ -45,19 +40,7 @@ async def unit_seen(name: str) -> UnitSeen | None:
 
 
 async def _systemctl(*argv: str) -> str:
-    with trio.move_on_after(LIMIT):
-        try:
-            with children.beginning():
-                done = await trio.run_process(
-                    ["systemctl", "--no-pager", *argv],
-                    capture_stdout=True,
-                    stderr=subprocess.DEVNULL,
-                    check=False,
-                )
-        except OSError:
-            return ""  # systemd without its tools
-        return bytes(done.stdout).decode(errors="replace")
-    return ""
+    return await ask(["systemctl", "--no-pager", *argv])
 
 
 def limits_of(pid: int) -> Mapping[str, str]:

@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 from tests.booted import site
 from tests.booted.box import Box
+from tests.booted.manager import shipped_drop_in, wait_for, wait_until_up_again
 from tools.quick_load import Tally
 
-LIMIT = 30.0
-"""Seconds that anything which should happen at once may take on a busy machine."""
 SITE = "/etc/nginx/sites-enabled/more"
-
-
-def wait_for(what: str, holds: Callable[[], bool], *, limit: float = LIMIT) -> None:
-    """Return once `holds()`; there is no event for most of what is seen from outside a box."""
-    end = time.monotonic() + limit
-    while not holds():
-        assert time.monotonic() < end, f"not seen within {limit:g} s: {what}"
-        time.sleep(0.02)
-
-
-def wait_for_successor(
-    box: Box, before: int, unit: str = site.UNIT, *, limit: float = LIMIT
-) -> int:
-    """The main process that has taken the place of `before`, once the unit is active with it."""
-
-    def is_there() -> bool:
-        seen = box.show(unit, "ActiveState", "MainPID")
-        return seen["ActiveState"] == "active" and int(seen["MainPID"]) not in (0, before)
-
-    wait_for("another supervisor", is_there, limit=limit)
-    return site.main_pid(box, unit)
 
 
 def stored(box: Box, unit: str = site.UNIT) -> int:
@@ -83,34 +58,26 @@ def kill_supervisor(box: Box) -> None:
     """SIGKILL to the main process; returns when another one has adopted nginx."""
     before = site.main_pid(box)
     box.run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", site.UNIT)
-    wait_for_successor(box, before)
+    wait_until_up_again(box, before)
 
 
 def kill_all(box: Box) -> None:
     """SIGKILL to the supervisor and all of nginx; returns when nginx serves again."""
     before = site.main_pid(box)
     box.run("systemctl", "kill", "-s", "KILL", site.UNIT)
-    wait_for_successor(box, before)
+    wait_until_up_again(box, before)
 
 
 def hang_supervisor(box: Box) -> None:
     """Stop the main process until the watchdog kills it; returns when another one is there."""
     before = site.main_pid(box)
     box.run("systemctl", "kill", "--kill-whom=main", "-s", "STOP", site.UNIT)
-    wait_for_successor(box, before, limit=120.0)
+    wait_until_up_again(box, before, limit=120.0)
 
 
 def keep_nginx_on_restart(box: Box) -> None:
     """Put the drop-in in force that the installation brings along."""
-    name = "nginx-supervisor.service.d/keep-nginx-on-restart.conf"
-    text = box.path(f"/usr/share/nginx-supervisor/systemd/{name}").read_text()
-    drop_in(box, text, "keep")
-
-
-def drop_in(box: Box, text: str, name: str = "test") -> None:
-    """Add lines to the unit."""
-    box.write(f"/etc/systemd/system/{site.UNIT}.d/{name}.conf", text)
-    box.run("systemctl", "daemon-reload")
+    shipped_drop_in(box, "keep-nginx-on-restart.conf")
 
 
 def only_cut(tally: Tally) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tests.booted import site
 from tests.booted.box import Box
+from tests.booted.manager import drop_in, put_drop_in
 from tools import unit_template
 
 UNIT = site.UNIT
@@ -50,15 +51,9 @@ def configure(box: Box, *, main: str = MAIN, settings: str = "") -> None:
     site.configure(box, main=main, server=SERVER, settings=settings)
 
 
-def drop_in(box: Box, name: str, text: str, *, unit: str = UNIT) -> None:
-    """A drop-in of the unit's; it counts from the next start on."""
-    box.write(f"/etc/systemd/system/{unit}.d/{name}.conf", text)
-    box.run("systemctl", "daemon-reload")
-
-
 def use_drop_in(box: Box, name: str, *, unit: str = UNIT) -> None:
     """One of those that are installed; it counts from the next start on."""
-    drop_in(box, name, box.path(f"{DROP_INS}/{name}.conf").read_text(), unit=unit)
+    put_drop_in(box, box.path(f"{DROP_INS}/{name}.conf").read_text(), unit=unit, name=name)
 
 
 _FETCH = """
@@ -87,7 +82,7 @@ def try_inside(box: Box, *, unit: str = UNIT, result: str = RESULT) -> None:
         "systemctl show -P MainPID other"
     ).stdout.strip()  # fmt: skip
     command = f"/usr/bin/python3 -I /usr/local/lib/inside.py {other}"
-    drop_in(box, "try", f"[Service]\nExecStartPost=/bin/sh -c '{command} >{result}'\n", unit=unit)
+    drop_in(box, f"ExecStartPost=/bin/sh -c '{command} >{result}'", unit=unit, name="try")
     box.write("/usr/local/lib/other", other)
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 
 from tests.booted import site
 from tests.booted.box import Box
+from tests.e2e.harness.bare import until
 
 LIMIT = 60.0
 _MESSAGE = re.compile(r"Got notification message from PID (\d+)(?:: (.*)| \((.*)\))$")
@@ -15,7 +15,12 @@ _MESSAGE = re.compile(r"Got notification message from PID (\d+)(?:: (.*)| \((.*)
 
 def drop_in(box: Box, text: str, *, unit: str = site.UNIT, name: str = "test") -> None:
     """Add to the unit's [Service]; in force at its next start."""
-    box.write(f"/etc/systemd/system/{unit}.d/{name}.conf", f"[Service]\n{text}\n")
+    put_drop_in(box, f"[Service]\n{text}\n", unit=unit, name=name)
+
+
+def put_drop_in(box: Box, text: str, *, unit: str = site.UNIT, name: str = "test") -> None:
+    """A whole drop-in of the unit's; in force at its next start."""
+    box.write(f"/etc/systemd/system/{unit}.d/{name}.conf", text)
     box.run("systemctl", "daemon-reload")
 
 
@@ -39,15 +44,14 @@ def heard(box: Box, *, unit: str = site.UNIT) -> list[str]:
     return [one[2] or one[3] for one in found if one is not None]
 
 
-def wait_for(what: str, look: Callable[[], bool], *, limit: float = LIMIT) -> None:
-    """Return when `look` is true: for what the manager does by itself, of which nobody tells."""
-    end = time.monotonic() + limit
-    while not look():
-        assert time.monotonic() < end, f"not within {limit:g} s: {what}"
-        time.sleep(0.02)
+def wait_for(what: str, look: Callable[[], object], *, limit: float = LIMIT) -> None:
+    """Return when `look` is true: for what happens in a box, of which nobody tells outside."""
+    until(what, lambda: bool(look()), limit, poll=0.02)
 
 
-def wait_until_up_again(box: Box, before: int, *, unit: str = site.UNIT) -> int:
+def wait_until_up_again(
+    box: Box, before: int, *, unit: str = site.UNIT, limit: float = LIMIT
+) -> int:
     """The unit's new main process, once it is ready; `before` is the old one."""
 
     def is_up() -> bool:
@@ -55,7 +59,7 @@ def wait_until_up_again(box: Box, before: int, *, unit: str = site.UNIT) -> int:
         other = shown["MainPID"] not in ("0", str(before))
         return other and (shown["ActiveState"], shown["SubState"]) == ("active", "running")
 
-    wait_for(f"another supervisor than {before}", is_up)
+    wait_for(f"another supervisor than {before}", is_up, limit=limit)
     return site.main_pid(box, unit)
 
 

@@ -12,13 +12,13 @@ import re
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.booted import site
 from tests.booted.box import Binding, Box
+from tests.booted.manager import wait_for
 from tests.booted.roots import root_of
 from tools.nginx_builds import builds, candidate
 from tools.nginx_cache import cache_folder
@@ -141,10 +141,10 @@ def history(box: Box) -> list[dict[str, object]]:
 
 def until(box: Box, what: str, reached: Callable[[], bool]) -> None:
     """Wait until it is so; fails with the journal where it does not come."""
-    limit = time.monotonic() + LIMIT
-    while not reached():
-        assert time.monotonic() < limit, f"{what} did not come:\n{box.journal('-n', '80')}"
-        time.sleep(0.05)
+    try:
+        wait_for(what, reached, limit=LIMIT)
+    except TimeoutError as exc:
+        raise AssertionError(f"{exc}:\n{box.journal('-n', '80')}") from exc
 
 
 def until_settled(box: Box, verdicts: int) -> list[dict[str, object]]:

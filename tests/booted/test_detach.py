@@ -6,6 +6,7 @@ import json
 
 from tests.booted import deeds, site
 from tests.booted.box import Box
+from tests.booted.manager import drop_in, put_drop_in, wait_for
 from tools.nginx_builds import builds
 
 BINARY = "/usr/local/sbin/nginx"
@@ -26,7 +27,7 @@ def test_a_detached_nginx_serves_on_and_is_adopted(box: Box) -> None:
     with box.quick_load(rate=100.0) as load:
         said = box.run("nginxctl", "detach").stdout
         assert f"(master {master})" in said
-        deeds.wait_for(
+        wait_for(
             "the unit is down",
             lambda: box.show(site.UNIT, "ActiveState")["ActiveState"] == "inactive",
         )
@@ -39,10 +40,10 @@ def test_a_detached_nginx_serves_on_and_is_adopted(box: Box) -> None:
         # It is nobody's now: its own reload binds what it wants.
         deeds.listen_on(box)
         box.run("nginx", "-s", "reload")
-        deeds.wait_for("nobody listens", lambda: deeds.refused(box, 8081))
+        wait_for("nobody listens", lambda: deeds.refused(box, 8081))
         deeds.listen_on(box, 8081)
         box.run("nginx", "-s", "reload")
-        deeds.wait_for("somebody answers", lambda: deeds.answers(box, 8081))
+        wait_for("somebody answers", lambda: deeds.answers(box, 8081))
         site.start(box)
         tally = load.stop()
     assert not tally.failed, tally.failures
@@ -113,7 +114,7 @@ def test_not_where_systemd_would_end_nginx_with_it(bookworm: Box) -> None:
     site.configure(bookworm)
     site.start(bookworm)
     master = site.master_pid(bookworm)
-    deeds.drop_in(bookworm, "[Service]\nKillMode=control-group\n")
+    drop_in(bookworm, "KillMode=control-group")
     said = bookworm.run("nginxctl", "detach", check=False)
     assert said.returncode == 3
     assert "KillMode=control-group" in said.stdout + said.stderr
@@ -121,7 +122,7 @@ def test_not_where_systemd_would_end_nginx_with_it(bookworm: Box) -> None:
     # Told by the signal, it cannot refuse: the unit must not stay down with nginx killed.
     before = site.main_pid(bookworm)
     bookworm.run("systemctl", "kill", "--kill-who=main", "--signal=SIGRTMIN", site.UNIT)
-    deeds.wait_for(
+    wait_for(
         "the unit is back",
         lambda: (
             site.main_pid(bookworm) not in (0, before)
@@ -130,6 +131,6 @@ def test_not_where_systemd_would_end_nginx_with_it(bookworm: Box) -> None:
     )
     assert bookworm.show(site.UNIT, "NRestarts")["NRestarts"] == "1"
     assert deeds.answers(bookworm, 80)
-    deeds.drop_in(bookworm, "")
+    put_drop_in(bookworm, "")
     bookworm.run("nginxctl", "detach")
     assert deeds.answers(bookworm, 80)

@@ -10,6 +10,7 @@ import pytest
 from tests.booted import deeds, site
 from tests.booted.box import Box
 from tests.booted.conftest import BootBox
+from tests.booted.manager import drop_in, put_drop_in, wait_for
 
 PORT = 8081
 NO_RESTART = "[Service]\nRestartSec=1h\n"
@@ -42,7 +43,7 @@ def serving(used: Box) -> Iterator[Box]:
     """Two ports, three listeners; nothing of the test before is left."""
     site.configure(used)
     deeds.listen_on(used, PORT)
-    deeds.drop_in(used, "")
+    put_drop_in(used, "")
     used.run("systemctl", "reset-failed", site.UNIT, check=False)
     site.start(used)
     deeds.wait_until_stored(used, 3)
@@ -54,7 +55,7 @@ def test_a_listener_that_a_reload_drops_leaves_the_store(serving: Box) -> None:
     for _ in range(3):
         deeds.listen_on(serving)
         serving.run("nginxctl", "reload")
-        deeds.wait_for("nobody listens", lambda: deeds.refused(serving, PORT))
+        wait_for("nobody listens", lambda: deeds.refused(serving, PORT))
         assert deeds.stored(serving) == 2
         deeds.listen_on(serving, PORT)
         serving.run("nginxctl", "reload")
@@ -68,10 +69,10 @@ def test_a_listener_that_a_reload_drops_leaves_the_store(serving: Box) -> None:
 
 def test_what_somebody_has_reloaded_meanwhile_is_compared(serving: Box) -> None:
     """The supervisor is dead, nginx lives, and another one's reload has dropped a listener."""
-    deeds.drop_in(serving, NO_RESTART)
+    put_drop_in(serving, NO_RESTART)
     before = site.master_pid(serving)
     serving.run("systemctl", "kill", "--kill-whom=main", "-s", "KILL", site.UNIT)
-    deeds.wait_for(
+    wait_for(
         "waits to be started", lambda: serving.show(site.UNIT, "SubState")["SubState"]
         == "auto-restart",
     )  # fmt: skip
@@ -81,7 +82,7 @@ def test_what_somebody_has_reloaded_meanwhile_is_compared(serving: Box) -> None:
     serving.run("systemctl", "restart", site.UNIT)  # `start` waits for that hour
     deeds.wait_until_told(serving, "listeners.taken_back")
     assert site.master_pid(serving) == before
-    deeds.wait_for("nobody listens", lambda: deeds.refused(serving, PORT))
+    wait_for("nobody listens", lambda: deeds.refused(serving, PORT))
     assert deeds.stored(serving) == 2
     assert deeds.answers(serving, 80)
 
@@ -112,7 +113,7 @@ def test_it_is_the_same_after_a_self_upgrade(serving: Box) -> None:
     assert deeds.stored(serving) == 3
     deeds.listen_on(serving)
     serving.run("nginxctl", "reload")
-    deeds.wait_for("nobody listens", lambda: deeds.refused(serving, PORT))
+    wait_for("nobody listens", lambda: deeds.refused(serving, PORT))
     assert deeds.stored(serving) == 2
     with serving.quick_load(rate=100.0, timeout=30.0) as load:
         deeds.kill_all(serving)
@@ -132,15 +133,15 @@ def test_a_start_that_fails_keeps_nobody_waiting(serving: Box) -> None:
     """systemd tries again and again; clients are refused meanwhile, as nobody serves them."""
     serving.write(deeds.SITE, "this is no configuration;\n")
     serving.run("systemctl", "kill", "-s", "KILL", site.UNIT)
-    deeds.wait_for("nobody listens", lambda: deeds.refused(serving, 80))
+    wait_for("nobody listens", lambda: deeds.refused(serving, 80))
     assert deeds.stored(serving) == 0
 
 
 def test_a_configuration_error_keeps_nobody_waiting(serving: Box) -> None:
     serving.write(site.CONFIG, "no = [configuration\n")
-    deeds.drop_in(serving, "[Service]\nRestartPreventExitStatus=\n")  # it would empty the store
+    drop_in(serving, "RestartPreventExitStatus=")  # it would empty the store
     serving.run("systemctl", "kill", "-s", "KILL", site.UNIT)
-    deeds.wait_for("nobody listens", lambda: deeds.refused(serving, 80))
+    wait_for("nobody listens", lambda: deeds.refused(serving, 80))
     assert deeds.stored(serving) == 0
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from supervisor.edges.journald import LATE
 from tests.booted import site
 from tests.booted.box import Box
 from tests.booted.conftest import BootBox
+from tests.booted.manager import wait_for
 from tests.booted.roots import SUITES
 from tools.nginx_builds import builds
 
@@ -43,13 +42,6 @@ def entries(box: Box, *arguments: str) -> list[Entry]:
 
 def own(box: Box, *arguments: str) -> list[Entry]:
     return entries(box, "-u", site.UNIT, "SYSLOG_IDENTIFIER=nginx-supervisor", *arguments)
-
-
-def until(what: str, reached: Callable[[], object], limit: float = LIMIT) -> None:
-    end = time.monotonic() + limit
-    while not reached():
-        assert time.monotonic() < end, f"not within {limit:g} s: {what}"
-        time.sleep(0.05)
 
 
 def ctl(box: Box, *arguments: str) -> dict[str, Any]:
@@ -113,7 +105,7 @@ def test_the_whole_story_of_a_committed_upgrade(serving: Box) -> None:
     binary = other(serving)
     told = ctl(serving, "upgrade", binary)
     assert told["verdict"] == "committed", told
-    until("the end of the drain", lambda: site.status(serving)["state"] == "running")
+    wait_for("the end of the drain", lambda: site.status(serving)["state"] == "running")
     found = story(serving, told)
     asked, verdict = found[0], of(found, "upgrade.verdict")[0]
     assert (asked["EVENT"], asked["CALLER_UID"]) == ("upgrade.requested", "0")
@@ -137,7 +129,7 @@ def test_the_whole_story_of_a_committed_upgrade(serving: Box) -> None:
 
 def test_the_whole_story_of_a_rollback(serving: Box) -> None:
     asked = serving.popen("nginxctl", "--json", "upgrade", other(serving), "--canary", "5m")
-    until("the canary", lambda: phase(serving) == "canary")
+    wait_for("the canary", lambda: phase(serving) == "canary")
     generations = site.status(serving)["generations"]
     assert isinstance(generations, list)
     (candidate,) = (one for one in generations if one["role"] == "candidate")
@@ -227,7 +219,9 @@ def test_a_journal_that_does_not_read_holds_nobody_up(box: Box) -> None:
     told = ctl(box, "upgrade", str(NEW.path))
     assert (told["verdict"], told["reason"]) == ("committed", "healthy")
     box.run("systemctl", "kill", "-s", "CONT", "systemd-journald")
-    until("the verdict", lambda: own(box, f"UPGRADE_ID={told['upgrade_id']}", "VERDICT=committed"))
+    wait_for(
+        "the verdict", lambda: own(box, f"UPGRADE_ID={told['upgrade_id']}", "VERDICT=committed")
+    )
     assert phases(story(box, told))[:6] == [*UPGRADE, "committing"]
     assert not own(box, "--grep", "lines are missing here|log.dropped")
 
@@ -249,7 +243,7 @@ def test_more_than_waits_is_told_by_another_way(bookworm: Box) -> None:
         assert all(one["PRIORITY"] == "4" for one in refused)
         return len(own(bookworm, "EVENT=request.refused")), len(refused)
 
-    until("each line", lambda: sum(told()) == many)
+    wait_for("each line", lambda: sum(told()) == many)
     assert all(told())
 
 
@@ -270,7 +264,7 @@ def test_a_journal_that_restarts_or_is_gone(box: Box) -> None:
         ctl(box, "reopen")
         return own(box, "EVENT=control.called", "METHOD=Reopen")
 
-    until("entries come again", back)
+    wait_for("entries come again", back)
     assert site.main_pid(box) > 0
     assert site.status(box)["state"] == "running"
 
@@ -300,5 +294,5 @@ def test_elsewhere_the_log_is_json_unless_the_journal_is_asked_for(trixie: Box) 
     assert not own(trixie)
     site.configure(trixie, binary=BINARY, settings='[log]\nformat = "journal"\n')
     trixie.run("systemctl", "kill", "--kill-whom=main", "-s", signal.SIGKILL.name, site.UNIT)
-    until("another supervisor", lambda: own(trixie, "EVENT=supervisor.started"))
+    wait_for("another supervisor", lambda: own(trixie, "EVENT=supervisor.started"))
     assert trixie.path(log).read_text().count("supervisor.started") == 1  # of the first one

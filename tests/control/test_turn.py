@@ -6,7 +6,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -16,6 +19,28 @@ HOLDER = (
     "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX);"
     "print(flush=True); sys.stdin.readline()"
 )
+LIVES_ON = f"{HOLDER}; f.close(); sys.stdin.read()"
+
+
+@contextmanager
+def locked(lock: Path, script: str) -> Iterator[tuple[subprocess.Popen[str], IO[str]]]:
+    """The process that holds the lock, and what it releases it at: a line on its stdin."""
+    lock.touch()
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(lock)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdin is not None
+        holder.stdout.readline()
+        yield holder, holder.stdin
+
+
+def release(stdin: IO[str]) -> None:
+    stdin.write("\n")
+    stdin.flush()
 
 
 def test_no_lock_is_no_wait(tmp_path: Path) -> None:
@@ -25,57 +50,35 @@ def test_no_lock_is_no_wait(tmp_path: Path) -> None:
 
 def test_it_waits_for_the_end_of_whoever_holds_a_lock(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    lock.touch()
     waiter = (
         "import sys; from supervisor.cli import turn; print(flush=True);"
         "turn.wait_for_packages((sys.argv[1],)); print('free', flush=True)"
     )
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(lock)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdin is not None
-        holder.stdout.readline()
-        with subprocess.Popen(
+    with (
+        locked(lock, HOLDER) as (holder, stdin),
+        subprocess.Popen(
             [sys.executable, "-c", waiter, str(lock)], stdout=subprocess.PIPE, text=True
-        ) as waiting:
-            assert waiting.stdout is not None
-            waiting.stdout.readline()
-            with pytest.raises(subprocess.TimeoutExpired):
-                waiting.wait(0.5)
-            ended = time.monotonic()
-            holder.stdin.write("\n")
-            holder.stdin.flush()
-            assert waiting.stdout.readline() == "free\n"
-            assert holder.wait(30) == 0
-            assert time.monotonic() >= ended
+        ) as waiting,
+    ):
+        assert waiting.stdout is not None
+        waiting.stdout.readline()
+        with pytest.raises(subprocess.TimeoutExpired):
+            waiting.wait(0.5)
+        ended = time.monotonic()
+        release(stdin)
+        assert waiting.stdout.readline() == "free\n"
+        assert holder.wait(30) == 0
+        assert time.monotonic() >= ended
 
 
 def test_a_lock_is_free_once_it_is_released_by_a_process_that_lives_on(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
-    lock.touch()
-    holder_of = (
-        "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX);"
-        "print(flush=True); sys.stdin.readline(); f.close(); sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", holder_of, str(lock)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdin is not None
-        holder.stdout.readline()
+    with locked(lock, LIVES_ON) as (holder, stdin):
         # Released while it is waited for, or before: either way it has to return.
-        stdin = holder.stdin
-        threading.Timer(0.3, lambda: (stdin.write("\n"), stdin.flush())).start()
+        threading.Timer(0.3, release, [stdin]).start()
         turn.wait_for_packages((str(lock),))
         assert holder.poll() is None
-        holder.stdin.close()
+        stdin.close()
 
 
 def test_when_it_may_ask() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.edges import packages
+from supervisor.edges import asking, packages
 from supervisor.edges.packages import Package
 
 
@@ -18,7 +18,7 @@ def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
-    monkeypatch.setattr(packages, "_ENVIRONMENT", {"PATH": f"{folder}:/usr/bin:/bin"})
+    monkeypatch.setattr(asking, "ENVIRONMENT", {"PATH": f"{folder}:/usr/bin:/bin"})
     monkeypatch.setattr(packages, "DPKG_STATUS", tmp_path / "status")
     monkeypatch.setattr(packages, "DPKG_LOCK", tmp_path / "lock")
     monkeypatch.setattr(packages, "RPM_DATABASES", (tmp_path / "rpm",))

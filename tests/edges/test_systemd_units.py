@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from supervisor.core.unit_file import UnitSeen
-from supervisor.edges import cgroup, systemd_units
+from supervisor.edges import asking, cgroup, systemd_units
 
 SYSTEMCTL = """\
 #!/bin/sh
@@ -28,7 +28,7 @@ def systemctl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "systemctl"
     program.write_text(SYSTEMCTL)
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(asking, "ENVIRONMENT", {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
 
 
 @pytest.mark.usefixtures("systemctl")
@@ -44,12 +44,12 @@ def test_a_unit_that_is_loaded_and_one_that_is_not() -> None:
 
 @pytest.mark.usefixtures("systemctl")
 def test_a_manager_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(systemd_units, "LIMIT", 0.05)
+    monkeypatch.setattr(asking, "LIMIT", 0.05)
     assert trio.run(systemd_units.unit_seen, "slow.service") is None
 
 
 def test_systemd_without_its_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(asking, "ENVIRONMENT", {"PATH": str(tmp_path)})
     assert trio.run(systemd_units.unit_seen, "some.service") is None
 
 
