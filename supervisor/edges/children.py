@@ -28,7 +28,7 @@ LIMIT = 10.0
 
 
 _started: weakref.WeakSet[trio.Process] = weakref.WeakSet()
-_own: weakref.WeakSet[trio.Process] = weakref.WeakSet()
+_own: weakref.WeakKeyDictionary[trio.Process, int] = weakref.WeakKeyDictionary()  # its start
 _beginning = 0  # processes that may have been forked, and whose pid nobody has told yet
 _postponed: Callable[[], None] | None = None
 
@@ -51,8 +51,20 @@ async def start(command: Sequence[str], **options: Any) -> trio.Process:
     """As trio.lowlevel.open_process; its exit status goes to the caller and nobody else."""
     with beginning():
         process = await trio.lowlevel.open_process(list(command), **options)
-        _own.add(process)
+        stat = procfs.read_stat(process.pid)
+        assert stat is not None  # dead perhaps, and not reaped
+        _own[process] = stat.start
     return process
+
+
+def _is_unreaped(process: trio.Process) -> bool:
+    """Whether nobody has its exit status yet.
+
+    `returncode` would not do: it takes the status (trio.Process.poll), and whoever waits for the
+    process may need its pid, which then is free, to end its group.
+    """
+    stat = procfs.read_stat(process.pid)
+    return stat is not None and stat.start == _own.get(process)
 
 
 def reap(tracked: Callable[[], Container[int]], again: Callable[[], None]) -> int:
@@ -82,7 +94,7 @@ class _Spared:
 
     def __init__(self, tracked: Container[int]) -> None:
         self._tracked = tracked
-        self._own = {one.pid for one in _own if one.returncode is None}
+        self._own = {one.pid for one in _own if _is_unreaped(one)}
 
     def __contains__(self, pid: object) -> bool:
         return pid in self._own or pid in self._tracked
@@ -119,8 +131,8 @@ def note(process: trio.Process) -> trio.Process:
 
 
 def running() -> list[int]:
-    """Those that were noted and have not ended."""
-    return sorted(one.pid for one in _started if one.returncode is None)
+    """Those that were noted and that nobody has reaped."""
+    return sorted(one.pid for one in _started if _is_unreaped(one))
 
 
 async def end(pids: Iterable[int]) -> None:

@@ -15,7 +15,7 @@ from tests.edges.launched_nginx import subreaper
 
 
 async def test_what_was_noted_is_told_until_it_ends() -> None:
-    process = await trio.lowlevel.open_process(["sleep", "600"])
+    process = await children.start(["sleep", "600"])
     with subprocess.Popen(["sleep", "600"]) as never_noted:
         assert children.note(process) is process
         assert process.pid in children.running()
@@ -65,6 +65,18 @@ for number in range(300):
         os._exit(0)
     os.wait()
 """
+
+
+async def test_one_that_has_ended_is_left_to_whoever_waits_for_it() -> None:
+    """Until then nobody else can get its pid, which is that of its group."""
+    with subreaper():
+        process = children.note(await children.start(["/bin/sh", "-c", "exit 5"]))
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert children.reap(set, lambda: None) == 0
+        assert process.pid in children.running()
+        assert os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+        assert await process.wait() == 5
+        assert process.pid not in children.running()
 
 
 async def test_orphans_of_strangers_are_reaped_and_no_exit_status_is_stolen() -> None:
