@@ -8,6 +8,8 @@ import hypothesis
 import pytest
 
 from tests import needs
+from tests.booted import tally
+from tests.e2e.harness import matrix_tally
 
 # No example has a deadline, nor has the making of them: a busy machine may stand still at any
 # moment. And each run tries the same ones; `make fuzz` looks for others.
@@ -53,6 +55,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     needs.leave_out_what_lacks_something(item)
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """List by name and count what a build lacks a feature for."""
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """What was left out, by name and count, and what the matrix and the boxes have to say.
+
+    All of it here: with pytest-xdist nobody but the workers loads the files of the folders below.
+    """
     needs.summarize(terminalreporter)
+    chosen = "all"
+    if config.getoption("matrix") != "all":
+        chosen = f"a third by seed {config.getoption('matrix_seed')}"
+    matrix_tally.summarize(terminalreporter, chosen)
+    tally.summarize(terminalreporter)

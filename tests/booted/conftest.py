@@ -1,4 +1,4 @@
-"""The boxes that a test may have, and the line at the end that says how many ran and how long."""
+"""The boxes that a test may have."""
 
 from __future__ import annotations
 
@@ -12,43 +12,18 @@ import pytest
 
 from tests.booted.box import Binding, Box
 from tests.booted.roots import SUITES, project_layer, root_of
+from tests.booted.tally import HERE, SKIPPED
 from tools.nginx_builds import builds
-
-_HERE = "tests/booted/"
-_SKIPPED = "SYSTEMD_TESTS=skip"
 
 BootBox = Callable[..., Box]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.nodeid.startswith(_HERE):
+        if item.nodeid.startswith(HERE):
             item.add_marker(pytest.mark.booted)
             if os.environ.get("SYSTEMD_TESTS") == "skip":
-                item.add_marker(pytest.mark.skip(reason=_SKIPPED))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    ran: dict[str, float] = {}
-    failed = set()
-    for outcome in ("passed", "failed", "error"):
-        for report in terminalreporter.stats.get(outcome, ()):
-            if getattr(report, "nodeid", "").startswith(_HERE):
-                spent = getattr(report, "duration", 0.0)  # an error of the collection has none
-                ran[report.nodeid] = ran.get(report.nodeid, 0.0) + spent
-                if outcome != "passed":
-                    failed.add(report.nodeid)
-    left_out = [
-        one for one in terminalreporter.stats.get("skipped", ()) if one.nodeid.startswith(_HERE)
-    ]
-    if not ran and not left_out:
-        return
-    terminalreporter.write_sep("=", "tests in a booted systemd")
-    if left_out:
-        terminalreporter.write_line(f"LEFT OUT by {_SKIPPED}: {len(left_out)}")
-    terminalreporter.write_line(
-        f"{len(ran)} run, {len(failed)} failed, {sum(ran.values()):.0f} s in all"
-    )
+                item.add_marker(pytest.mark.skip(reason=SKIPPED))
 
 
 @pytest.fixture(scope="session")

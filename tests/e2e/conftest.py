@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.e2e.harness import cases, matrix_tally
+from tests.e2e.harness import cases
 from tests.e2e.harness.cradle import Cradle
 from tools.nginx_builds import ascending_pairs, builds
 from tools.nginx_cache import Build
@@ -25,15 +25,6 @@ def chosen_cases(config: pytest.Config) -> list[cases.Case]:
     if config.getoption("matrix") == "all":
         return list(cases.CASES)
     return cases.third(config.getoption("matrix_seed"))
-
-
-def pytest_terminal_summary(
-    terminalreporter: pytest.TerminalReporter, config: pytest.Config
-) -> None:
-    chosen = "all" if config.getoption("matrix") == "all" else "a third by seed "
-    if chosen != "all":
-        chosen += str(config.getoption("matrix_seed"))
-    matrix_tally.summarize(terminalreporter, chosen)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
